@@ -1,0 +1,58 @@
+# hprobe: what can be made here. `make help` lists it.
+
+GO ?= $(shell test/toolchain.sh go)
+export PATH := $(dir $(GO)):$(PATH)
+export CGO_ENABLED ?= 0
+
+# The lab's suite is one process for each package; the lab server hands out as
+# many copies of a host at a time as there are cores.
+LAB_TESTS := ./test/lab/... ./test/xen/...
+UNIT_TESTS = $(shell $(GO) list ./... | grep -v -e /test/lab -e /test/xen)
+FUZZ_TIME ?= 5s
+VERSION := $(shell git describe --tags --always --dirty 2> /dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/hprobe/hprobe/cmd/internal/version.version=$(VERSION)
+# A skipped test is a hole: in CI only those that need libvmi.so may skip.
+REPORT = $(GO) run ./test/report $(if $(CI),-strict)
+
+.DEFAULT_GOAL := help
+.PHONY: help packages build demo test unit lint fuzz lab-test test-full generate clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+packages: ## Install the Debian packages and the Go that the rest needs
+	@test/toolchain.sh packages
+	@test/toolchain.sh go > /dev/null
+
+build: ## Build bin/hprobed and bin/hprobe, static binaries for dom0
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hprobed ./cmd/hprobe
+
+demo: packages ## Boot a Xen host in software and watch hprobe stop an attack in a running guest
+	@$(GO) run ./test/demo
+
+test: packages lint unit fuzz lab-test ## Everything that CI runs: lint, unit tests, short fuzzing, the lab suite
+
+unit: ## Unit tests, with the race detector
+	set -o pipefail; CGO_ENABLED=1 $(GO) test -race -json $(UNIT_TESTS) | $(REPORT)
+
+lint: ## gofmt, vet, staticcheck, the shape of the house
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) tool -modfile=test/tools/go.mod staticcheck ./...
+
+fuzz: ## Fuzz each parser for FUZZ_TIME (5s)
+	test/fuzz.sh $(FUZZ_TIME)
+
+lab-test: ## The tests on real Xen, each in its own copy of a host
+	set -o pipefail; $(GO) test -timeout 55m -json $(LAB_TESTS) | $(REPORT)
+
+test-full: packages ## The whole matrix of hosts and the long runs: hours
+	set -o pipefail; HPROBE_TEST_FULL=1 $(GO) test -timeout 12h -json $(LAB_TESTS) | $(REPORT)
+
+generate: ## Generate code anew; leaves no diff
+	$(GO) generate ./...
+
+clean: ## Remove what was built (not the lab's cache: hprobe lab down --purge)
+	rm -rf bin dist
+
+SHELL := /bin/bash
