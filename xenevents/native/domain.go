@@ -161,3 +161,6 @@ func (d *Domain) Close() error {
 	errs = append(errs, d.frames.close())
 	return errors.Join(errs...)
 }
+
+// Ticks reads the TSC of this processor.
+func (d *Domain) Ticks() uint64 { return sys.TSC() }

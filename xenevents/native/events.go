@@ -387,11 +387,32 @@ func (e *Events) detach() error {
 	for s := range e.subs {
 		errs = append(errs, e.Unsubscribe(s))
 	}
-	errs = append(errs, e.answerAll(), e.dom.disableRing())
+	errs = append(errs, e.answerAll())
+	// A vCPU left in single-step would step for ever.
+	for v := range e.pending {
+		if err := e.dom.stepOff(xenevents.VCPU(v)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, e.dom.disableRing())
 	if e.hadRingPage {
 		errs = append(errs, e.dom.reservation(abi.MemoryPopulatePhysmap, e.ringGFN))
 	}
 	return errors.Join(errs...)
+}
+
+func (d *Domain) stepOff(v xenevents.VCPU) error {
+	err := d.host.domctlOn(d.id, abi.DomctlDebugOp, func(u []byte, _ uint64) {
+		le.PutUint32(u, abi.DebugOpStepOff)
+		le.PutUint32(u[4:], uint32(v))
+	}, nil)
+	switch {
+	case errors.Is(err, sys.EINVAL), errors.Is(err, sys.EOPNOTSUPP): // no such vCPU (any more); no monitor trap flag
+		return nil
+	case err != nil:
+		return fmt.Errorf("end single-step of vCPU %d: %w", v, err)
+	}
+	return nil
 }
 
 // answerAll lets every vCPU that waits for a reply run on.

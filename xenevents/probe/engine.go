@@ -1,0 +1,330 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/guestmem"
+	"github.com/hprobe/hprobe/xenevents/shadow"
+)
+
+// Domain is what the engine needs of a driver's Domain beside its common roles.
+type Domain interface {
+	xenevents.Domain
+	xenevents.Views
+	xenevents.PageAllocator
+	xenevents.Injector
+}
+
+// Clock is a driver that can read the TSC cheaply, for Stats.
+type Clock interface{ Ticks() uint64 }
+
+// Options tune an Engine.
+type Options struct {
+	Log *slog.Logger // nil: silent
+}
+
+// Engine serves one domain. Run belongs to one goroutine; the other methods may
+// be called from any, while Run runs.
+type Engine struct {
+	dom    Domain
+	log    *slog.Logger
+	mem    *guestmem.Reader
+	clock  func() uint64
+	events xenevents.Events
+	set    *shadow.Set
+
+	// All below belongs to Run's goroutine.
+	probes  map[ID]*probe
+	patches map[*shadow.Patch]*patch
+	lastID  ID
+	steps   []step // by vCPU: what its next single-step event ends
+	stats   Stats
+	kinds   [16]uint64 // events by kind: an array, as a map's entry would cost at each event
+	fast    bool       // Xen has fast single-step
+
+	commands chan command
+	ready    chan struct{} // closed once attached
+	done     chan struct{} // closed when Run ends
+}
+
+// patch is one int3 and those who asked for it, in order.
+type patch struct {
+	hidden *shadow.Patch
+	insn   insn
+	step   StepOver
+	users  []*probe
+}
+
+type probe struct {
+	Request
+	id            ID
+	patch         *patch
+	hits, changed uint64
+	failed        string
+}
+
+// step is what a vCPU that runs one instruction in view 0 does it for.
+type step struct {
+	active  bool
+	refresh bool // the page that it writes to must be copied to its shadow anew
+	gfn     xenevents.GFN
+}
+
+type command struct {
+	do   func() error
+	done chan error
+}
+
+// New makes an engine for a domain, which stays the caller's to close, after
+// Run ended. It fails with an *xenevents.UnsupportedError for a driver that
+// lacks what hidden probes need.
+func New(dom xenevents.Domain, o Options) (*Engine, error) {
+	full, ok := dom.(Domain)
+	if !ok {
+		return nil, &xenevents.UnsupportedError{Feature: "hidden probes", Need: "a driver with altp2m views, spare frames and exception injection"}
+	}
+	e := &Engine{
+		dom: full, log: o.Log, mem: guestmem.NewReader(dom),
+		clock:  func() uint64 { return 0 },
+		probes: map[ID]*probe{}, patches: map[*shadow.Patch]*patch{},
+		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	if c, ok := dom.(Clock); ok {
+		e.clock = c.Ticks
+	}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	return e, nil
+}
+
+// batchSize is what the ring holds.
+const batchSize = 8
+
+// Run attaches to the domain, serves its events and, when ctx ends, detaches
+// without a trace. It returns nil then. When the domain ended by itself the
+// error matches xenevents.ErrDomainGone. It may be called once.
+//
+// It locks its OS thread: the reply to an event must not wait for a scheduler.
+func (e *Engine) Run(ctx context.Context) (err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(e.done)
+	if err := e.attach(ctx); err != nil {
+		return err
+	}
+	close(e.ready)
+	err = e.serve(ctx)
+	gone := errors.Is(err, xenevents.ErrDomainGone)
+	detachErr := e.detach()
+	switch {
+	case gone:
+		// What could not be undone went with the domain.
+		return err
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		err = nil
+	}
+	return errors.Join(err, detachErr)
+}
+
+// Ready is closed once the engine is attached and takes probes.
+func (e *Engine) Ready() <-chan struct{} { return e.ready }
+
+func (e *Engine) attach(ctx context.Context) (err error) {
+	if e.events, err = e.dom.Attach(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.events.Close())
+		}
+	}()
+	if err := e.events.Subscribe(xenevents.Subscription{Kind: xenevents.KindInt3, Sync: true}); err != nil {
+		return err
+	}
+	// Before Xen 4.19 fast single-step, too, needs this one.
+	switch err := e.events.Subscribe(xenevents.Subscription{Kind: xenevents.KindSingleStep, Sync: true}); {
+	case errors.Is(err, errors.ErrUnsupported):
+		e.log.Warn("no single-step events here: only instructions that Xen can emulate can be probed", "err", err)
+	case err != nil:
+		return err
+	default:
+		e.fast = true
+	}
+	e.set, err = shadow.Open(e.dom)
+	return err
+}
+
+func (e *Engine) serve(ctx context.Context) error {
+	var batch [batchSize]xenevents.Event
+	for {
+		n, err := e.events.Next(ctx, batch[:])
+		if err != nil && !errors.Is(err, xenevents.ErrInterrupted) {
+			return err
+		}
+		if n > 0 {
+			if err := e.batch(batch[:n]); err != nil {
+				return err
+			}
+		}
+		if len(e.commands) > 0 {
+			e.obey()
+		}
+	}
+}
+
+// batch answers what the ring held.
+func (e *Engine) batch(events []xenevents.Event) error {
+	start := e.clock()
+	var errs error
+	for i := range events {
+		if err := e.answer(&events[i]); err != nil {
+			errs = errors.Join(errs, err)
+		}
+	}
+	if err := e.events.Flush(); err != nil {
+		return errors.Join(errs, err)
+	}
+	took := e.clock() - start
+	e.stats.Batches++
+	e.stats.Ticks += took
+	e.stats.MaxTicks = max(e.stats.MaxTicks, took)
+	return errs
+}
+
+// obey runs the commands that wait. They come between events, never inside one.
+func (e *Engine) obey() {
+	for {
+		select {
+		case c := <-e.commands:
+			c.done <- c.do()
+		default:
+			return
+		}
+	}
+}
+
+// call has Run's goroutine run do.
+func (e *Engine) call(ctx context.Context, do func() error) error {
+	c := command{do: do, done: make(chan error, 1)}
+	select {
+	case <-e.ready:
+	case <-e.done:
+		return xenevents.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case e.commands <- c:
+	case <-e.done:
+		return xenevents.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	e.events.Interrupt()
+	select {
+	case err := <-c.done:
+		return err
+	case <-e.done:
+		return xenevents.ErrClosed
+	}
+	// Not ctx: a command that was taken is carried out, and whoever asked for
+	// it must know how it ended.
+}
+
+// Do runs f with the domain on the engine's goroutine, between two events. The
+// guest's vCPUs run on, but those with an event wait: f must be quick.
+func (e *Engine) Do(ctx context.Context, f func(xenevents.Domain) error) error {
+	return e.call(ctx, func() error { return f(e.dom) })
+}
+
+// How detach waits for events that are on their way, and for vCPUs in the
+// middle of a step: until none came for drainQuiet, but not for ever, as a vCPU
+// may be held by somebody else.
+const (
+	drainQuiet = 5 * time.Millisecond
+	drainLimit = 2 * time.Second
+)
+
+// detach takes everything away, in the order that leaves no vCPU behind. The
+// guest leaves the view first: from then on no int3 of ours is hit, and what was
+// hit before gets its answer while the guest runs. The rest is done with the
+// domain paused as a whole: a vCPU that ran between the end of the ring and that
+// of the view could hit an int3 which nobody answers.
+func (e *Engine) detach() error {
+	err := e.set.Leave()
+	e.drain()
+	clear(e.probes)
+	return errors.Join(err, xenevents.WithPaused(e.dom, func() error {
+		return errors.Join(e.events.Close(), e.set.Close())
+	}))
+}
+
+// drain answers events until none came for a while. An int3 of ours is tried
+// again in view 0, where it is not; a step ends.
+func (e *Engine) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
+	defer cancel()
+	for ctx.Err() == nil {
+		quiet, stop := context.WithTimeout(ctx, drainQuiet)
+		n := e.drainOnce(quiet)
+		stop()
+		if n == 0 && !slices.ContainsFunc(e.steps, func(s step) bool { return s.active }) {
+			return
+		}
+	}
+	e.log.Warn("events kept coming during detach")
+}
+
+func (e *Engine) drainOnce(ctx context.Context) int {
+	var batch [batchSize]xenevents.Event
+	n, err := e.events.Next(ctx, batch[:])
+	if err != nil {
+		return 0
+	}
+	for i := range n {
+		if err := e.release(&batch[i]); err != nil {
+			e.log.Error("release a vCPU", "vcpu", batch[i].VCPU, "err", err)
+		}
+	}
+	return n
+}
+
+// release lets a vCPU run on in view 0, without probes.
+func (e *Engine) release(ev *xenevents.Event) error {
+	r := xenevents.Reply{Switch: true, View: xenevents.HostView}
+	switch ev.Kind {
+	case xenevents.KindSingleStep:
+		if s := e.stepOf(ev.VCPU); s.active {
+			r.Step = xenevents.StepToggle
+			s.active = false
+		}
+	case xenevents.KindInt3:
+		if _, ours := e.set.Find(ev.GFN, ev.Regs.RIP&xenevents.PageMask); !ours && e.guestsOwn(ev) {
+			return e.reinject(ev)
+		}
+	}
+	return e.events.Reply(ev, &r)
+}
+
+// stepOf returns the state of a vCPU.
+func (e *Engine) stepOf(v xenevents.VCPU) *step {
+	for int(v) >= len(e.steps) {
+		e.steps = append(e.steps, step{})
+	}
+	return &e.steps[v]
+}
+
+func (e *Engine) reply(ev *xenevents.Event, r *xenevents.Reply) error {
+	if err := e.events.Reply(ev, r); err != nil {
+		return fmt.Errorf("reply to %v of vCPU %d: %w", ev.Kind, ev.VCPU, err)
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/shadow"
+)
+
+// answer gives an event its one reply. Whatever goes wrong inside, the vCPU
+// runs on.
+func (e *Engine) answer(ev *xenevents.Event) error {
+	e.kinds[min(int(ev.Kind), len(e.kinds)-1)]++
+	switch ev.Kind {
+	case xenevents.KindInt3:
+		return e.int3(ev)
+	case xenevents.KindMemAccess:
+		return e.violation(ev)
+	case xenevents.KindSingleStep:
+		return e.stepped(ev)
+	}
+	return e.reply(ev, &xenevents.Reply{})
+}
+
+// int3 is ours, the guest's own, or stale: of a patch that was just removed.
+func (e *Engine) int3(ev *xenevents.Event) error {
+	hidden, ours := e.set.Find(ev.GFN, ev.Regs.RIP&xenevents.PageMask)
+	if ours {
+		return e.hit(ev, e.patches[hidden])
+	}
+	if e.prefixed(ev) {
+		return e.stepOver(ev, FastStep, nil)
+	}
+	if e.guestsOwn(ev) {
+		return e.reinject(ev)
+	}
+	e.stats.Stale++
+	return e.reply(ev, &xenevents.Reply{})
+}
+
+// prefixed says whether the guest runs one of our int3s with a prefix before
+// it: it jumped into the middle of what we probe, and the original has another
+// instruction there.
+func (e *Engine) prefixed(ev *xenevents.Event) bool {
+	for i := uint64(1); i < uint64(ev.InsnLen); i++ {
+		if _, ours := e.set.Find(ev.GFN, (ev.Regs.RIP+i)&xenevents.PageMask); ours {
+			return true
+		}
+	}
+	return false
+}
+
+// guestsOwn says whether the guest's own memory has an int3 where the event was.
+func (e *Engine) guestsOwn(ev *xenevents.Event) bool {
+	var b [shadow.MaxInsn]byte
+	n, err := e.mem.ReadGVA(xenevents.AddressSpaceOf(&ev.Regs), b[:max(1, min(int(ev.InsnLen), len(b)))], xenevents.GVA(ev.Regs.RIP))
+	if err != nil || n == 0 {
+		// It can't be read, but it was run a moment ago: were it ours, we
+		// would know. An int3 that is not tried again would be lost.
+		return true
+	}
+	return b[n-1] == shadow.Int3 || n >= 2 && b[n-2] == 0xcd && b[n-1] == 3
+}
+
+func (e *Engine) reinject(ev *xenevents.Event) error {
+	e.stats.Reinjected++
+	err := e.dom.InjectInt3(ev.VCPU, max(ev.InsnLen, 1))
+	return errors.Join(err, e.reply(ev, &xenevents.Reply{}))
+}
+
+// hit asks the subscribers, in the order in which they came: the first verdict
+// other than Continue counts, but each sees the hit.
+func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
+	h := Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
+	var verdict Verdict
+	for _, user := range p.users {
+		user.hits++
+		if user.Decide == nil || user.failed != "" {
+			continue
+		}
+		h.Probe, h.Seq = user.id, user.hits
+		v := e.decide(user, &h)
+		if v.Action != Continue {
+			user.changed++
+			if verdict.Action == Continue {
+				verdict = v
+			}
+		}
+	}
+	return e.carryOut(ev, p, verdict)
+}
+
+// decide calls a subscriber. One that panics is not asked again: the guest must
+// not suffer from it.
+func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
+	defer func() {
+		if r := recover(); r != nil {
+			user.failed = fmt.Sprintf("panic: %v", r)
+			e.log.Error("a probe's decision panicked: it is not asked again", "probe", user.Name, "panic", r, "stack", string(debug.Stack()))
+			v = Verdict{}
+		}
+	}()
+	return user.Decide(h)
+}
+
+func (e *Engine) carryOut(ev *xenevents.Event, p *patch, v Verdict) error {
+	regs := ev.Regs
+	switch v.Action {
+	case Deny:
+		to, err := e.mem.ReadUint64(xenevents.AddressSpaceOf(&regs), xenevents.GVA(regs.RSP))
+		if err != nil {
+			e.log.Error("a denied call's return address can't be read: it runs", "err", err)
+			return e.stepOver(ev, p.step, p)
+		}
+		regs.RIP, regs.RAX = to, v.Return
+		regs.RSP += 8
+		return e.reply(ev, &xenevents.Reply{Regs: &regs})
+	case SetRegs:
+		if v.Regs.RIP != regs.RIP {
+			return e.reply(ev, &xenevents.Reply{Regs: v.Regs})
+		}
+		// Emulation would take the bytes from where the registers go: step.
+		return e.stepWith(ev, FastStep, v.Regs)
+	}
+	return e.stepOver(ev, p.step, p)
+}
+
+// stepOver lets the vCPU run the original instruction.
+func (e *Engine) stepOver(ev *xenevents.Event, how StepOver, p *patch) error {
+	if how != Emulate {
+		return e.stepWith(ev, how, nil)
+	}
+	r := xenevents.Reply{Emulate: true, Insn: p.hidden.Original, InsnLen: uint8(p.insn.length)}
+	return e.reply(ev, &r)
+}
+
+func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Registers) error {
+	r := xenevents.Reply{Switch: true, View: xenevents.HostView, Regs: regs}
+	if how == SingleStep || !e.fast {
+		e.stepOf(ev.VCPU).active = true
+		r.Step = xenevents.StepToggle
+	} else {
+		r.Step, r.After = xenevents.StepFast, e.set.View()
+	}
+	return e.reply(ev, &r)
+}
+
+// violation is the guest at a page that has a shadow. A read sees the original,
+// in view 0. A write lands there, too; then the shadow must follow, so that one
+// needs an event at its end.
+func (e *Engine) violation(ev *xenevents.Event) error {
+	if !e.set.Holds(ev.GFN) {
+		// The page's last patch was just removed.
+		e.stats.Stale++
+		return e.reply(ev, &xenevents.Reply{})
+	}
+	if ev.Access&xenevents.AccessW == 0 {
+		e.stats.Reads++
+		return e.stepWith(ev, FastStep, nil)
+	}
+	e.stats.Writes++
+	s := e.stepOf(ev.VCPU)
+	*s = step{active: true, refresh: true, gfn: ev.GFN}
+	return e.reply(ev, &xenevents.Reply{Switch: true, View: xenevents.HostView, Step: xenevents.StepToggle})
+}
+
+// stepped ends a single-step: the vCPU goes back into the view.
+func (e *Engine) stepped(ev *xenevents.Event) error {
+	s := e.stepOf(ev.VCPU)
+	was := *s
+	*s = step{}
+	r := xenevents.Reply{Switch: true, View: e.set.View()}
+	if was.active {
+		r.Step = xenevents.StepToggle
+	}
+	var err error
+	if was.refresh {
+		err = e.refresh(was.gfn)
+	}
+	return errors.Join(err, e.reply(ev, &r))
+}
+
+func (e *Engine) refresh(gfn xenevents.GFN) error {
+	changed, err := e.set.Refresh(gfn)
+	for _, hidden := range changed {
+		p := e.patches[hidden]
+		for _, user := range p.users {
+			e.log.Warn("the guest wrote over a probed instruction", "probe", user.Name, "at", user.At, "displaced", hidden.Displaced)
+		}
+	}
+	return err
+}

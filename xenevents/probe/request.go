@@ -1,0 +1,158 @@
+// Package probe is the engine: it puts probes into one running domain and takes
+// them out again, decides at each hit what the guest does next, and sees to it
+// that every vCPU that stopped for hprobe runs on.
+package probe
+
+import (
+	"fmt"
+
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// ID names a probe of one Engine. It is never used again.
+type ID uint64
+
+// StepOver is how a vCPU gets past the instruction under a patch.
+type StepOver uint8
+
+// The ways to step over, the cheapest first. Auto takes the first that is known
+// to work for the instruction.
+const (
+	Auto StepOver = iota
+	// Emulate: Xen emulates the original bytes, which come with the reply. One
+	// event, no view switch, and no other vCPU can pass the address meanwhile.
+	Emulate
+	// FastStep: one instruction in view 0, then back. One event.
+	FastStep
+	// SingleStep: the same with a second event at its end.
+	SingleStep
+)
+
+var stepNames = [...]string{"auto", "emulate", "fast-singlestep", "singlestep"}
+
+func (s StepOver) String() string {
+	if int(s) < len(stepNames) {
+		return stepNames[s]
+	}
+	return fmt.Sprintf("StepOver(%d)", uint8(s))
+}
+
+// ParseStepOver reads one of the names.
+func ParseStepOver(name string) (StepOver, error) {
+	for i, n := range stepNames {
+		if n == name {
+			return StepOver(i), nil
+		}
+	}
+	return Auto, fmt.Errorf("no way to step over is called %q: there are %q", name, stepNames)
+}
+
+// Request asks for a probe.
+type Request struct {
+	// Name is for people; it shows in Status.
+	Name string
+	// At is the address of an instruction in Space: one of its first byte, or
+	// the guest's program is changed into another.
+	At    xenevents.GVA
+	Space xenevents.AddressSpace
+	Step  StepOver
+	// Decide is called at each hit, on the engine's goroutine, while the vCPU
+	// waits: it must be quick, must not block, and must not keep the Hit. nil
+	// counts, and lets the guest go on.
+	Decide func(*Hit) Verdict
+}
+
+// Hit is one execution of a probed instruction, before it ran. It is valid
+// during Decide only.
+type Hit struct {
+	Probe ID
+	Seq   uint64 // of this probe, from 1
+	VCPU  xenevents.VCPU
+	Space xenevents.AddressSpace
+	// Regs are the vCPU's registers. To change them, return a Verdict.
+	Regs *xenevents.Registers
+
+	engine *Engine
+}
+
+// Read reads guest virtual memory as the vCPU sees it. A page that is not
+// mapped ends it: n bytes were read before. See guestmem for the errors.
+func (h *Hit) Read(p []byte, at xenevents.GVA) (n int, err error) {
+	return h.engine.mem.ReadGVA(h.Space, p, at)
+}
+
+// ReadUint64 reads 8 bytes of guest virtual memory.
+func (h *Hit) ReadUint64(at xenevents.GVA) (uint64, error) {
+	return h.engine.mem.ReadUint64(h.Space, at)
+}
+
+// Action is what happens to the vCPU of a hit.
+type Action uint8
+
+// The actions.
+const (
+	// Continue: the instruction runs as if there were no probe.
+	Continue Action = iota
+	// Deny: the function that the probe is at the entry of is not run: it
+	// returns Verdict.Return to its caller. Only at a function's first
+	// instruction, where RSP points to the return address.
+	Deny
+	// SetRegs: the vCPU's registers become Verdict.Regs, then the instruction
+	// runs; where RIP was changed, the vCPU goes on there instead.
+	SetRegs
+)
+
+func (a Action) String() string {
+	return [...]string{"continue", "deny", "set registers"}[min(a, SetRegs)]
+}
+
+// Verdict is what Decide concluded.
+type Verdict struct {
+	Action Action
+	Return uint64 // Deny: the value of RAX
+	Regs   *xenevents.Registers
+}
+
+// State is how a probe is doing.
+type State uint8
+
+// The states.
+const (
+	Armed State = iota
+	// Displaced: the guest wrote over the instruction; the probe is armed
+	// again when it is as it was.
+	Displaced
+	// Failed: its Decide panicked. It lets the guest go on and is counted.
+	Failed
+)
+
+func (s State) String() string { return [...]string{"armed", "displaced", "failed"}[min(s, Failed)] }
+
+// Status is how one probe is doing.
+type Status struct {
+	ID    ID
+	Name  string
+	At    xenevents.GVA
+	State State
+	Step  StepOver
+	Insn  string // the instruction under it
+	Hits  uint64
+	// Changed counts the verdicts other than Continue.
+	Changed uint64
+	// Detail says why the probe is not armed.
+	Detail string
+}
+
+// Stats are an engine's counters.
+type Stats struct {
+	Events     map[string]uint64 // by kind
+	Reinjected uint64            // the guest's own int3s
+	Stale      uint64            // int3s of patches that were just removed
+	Reads      uint64            // guest reads of a shadow page
+	Writes     uint64            // guest writes to one
+	Shadows    int               // shadow pages
+	// Batches is how often the ring was emptied, Ticks the TSC ticks from
+	// seeing an event to having its reply in the ring and Xen told, summed
+	// over batches; MaxTicks the longest. Zero without a driver's clock.
+	Batches, Ticks, MaxTicks uint64
+}

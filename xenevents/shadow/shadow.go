@@ -1,0 +1,267 @@
+// Package shadow hides patches: it is the only room that knows how an int3 is
+// kept from the guest's eyes.
+//
+// A patched guest frame has a copy in a spare frame. In the probe view, the
+// frame's number shows the copy, execute-only; the int3 is in the copy alone,
+// and the guest's own memory is never written. A read by the guest faults and is
+// served from view 0, a write faults, lands in the original in view 0, and the
+// copy follows before the vCPU runs on.
+package shadow
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// Int3 is the opcode of a patch.
+const Int3 = 0xcc
+
+// MaxInsn is the longest x86 instruction, and what Xen takes to emulate, in bytes.
+const MaxInsn = 16
+
+// Domain is what a Set needs of a driver's Domain.
+type Domain interface {
+	xenevents.Memory
+	xenevents.Pauser
+	xenevents.Views
+	xenevents.PageAllocator
+}
+
+// Set is all that is hidden in one domain: the probe view and its shadow pages.
+// It belongs to the goroutine that serves the domain's events.
+type Set struct {
+	dom   Domain
+	view  xenevents.View
+	pages map[xenevents.GFN]*page
+	max   xenevents.GFN // the highest frame that the guest had when the view was made
+	open  bool
+}
+
+// page is a shadow page.
+type page struct {
+	gfn, shadow xenevents.GFN
+	patches     map[uint16]*Patch // by offset
+}
+
+// Patch is one int3 in a shadow page.
+type Patch struct {
+	At xenevents.GPA
+	// Original is the instruction that the guest has there, whole, even where
+	// it goes on in the next page. Len is its length in bytes.
+	Original [MaxInsn]byte
+	Len      int
+	// Displaced: the guest wrote other bytes there. The int3 is not in place
+	// until they are as they were.
+	Displaced bool
+}
+
+// Open turns altp2m on, makes the probe view, and lets the guest run in it. The
+// view shows the guest exactly as view 0 does.
+func Open(dom Domain) (*Set, error) {
+	if err := dom.EnableViews(); err != nil {
+		return nil, err
+	}
+	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}}
+	err := xenevents.WithPaused(dom, s.enter)
+	if err != nil {
+		return nil, errors.Join(err, dom.DisableViews())
+	}
+	s.open = true
+	return s, nil
+}
+
+// superpage is how many frames one SetAccess fills where the host map has a
+// 2 MiB page, as it has nearly everywhere.
+const superpage = 512
+
+// enter makes the view and switches the domain, which is paused, to it. It fills
+// the view before: an entry that a guest misses costs it an EPT violation.
+// Where the host maps single pages Xen fills the others when they are touched.
+func (s *Set) enter() error {
+	var err error
+	if s.max, err = s.dom.MaxGFN(); err != nil {
+		return err
+	}
+	if s.view, err = s.dom.CreateView(); err != nil {
+		return err
+	}
+	for gfn := xenevents.GFN(0); gfn <= s.max; gfn += superpage {
+		if err := s.dom.SetAccess(s.view, gfn, xenevents.AccessRWX); err != nil && !errors.Is(err, xenevents.ErrAbsent) {
+			return fmt.Errorf("fill the probe view: %w", err)
+		}
+	}
+	return s.dom.SwitchView(s.view)
+}
+
+// View is the probe view.
+func (s *Set) View() xenevents.View { return s.view }
+
+// Pages is how many shadow pages there are: each takes one spare frame.
+func (s *Set) Pages() int { return len(s.pages) }
+
+// Insert puts an int3 at a guest physical address. original is the instruction
+// there, of length bytes. Two patches at one address are a caller's mistake: share one.
+//
+// The domain is paused while the page is copied: a write between the copy and
+// the moment when writes fault would be lost on the copy.
+func (s *Set) Insert(at xenevents.GPA, original [MaxInsn]byte, length int) (*Patch, error) {
+	if at.GFN() > s.max {
+		return nil, fmt.Errorf("no patch at %v: that is not the guest's own memory", at)
+	}
+	pg := s.pages[at.GFN()]
+	if pg != nil && pg.patches[uint16(at.Offset())] != nil {
+		return nil, fmt.Errorf("there is a patch at %v already", at)
+	}
+	p := &Patch{At: at, Original: original, Len: length}
+	if pg != nil {
+		if err := s.poke(pg, p, Int3); err != nil {
+			return nil, err
+		}
+		pg.patches[uint16(at.Offset())] = p
+		return p, nil
+	}
+	pg = &page{gfn: at.GFN(), patches: map[uint16]*Patch{uint16(at.Offset()): p}}
+	err := xenevents.WithPaused(s.dom, func() error { return s.addPage(pg) })
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// addPage hides a page behind its copy: remap before protect, as a remapped
+// entry starts with full access.
+func (s *Set) addPage(pg *page) (err error) {
+	if pg.shadow, err = s.dom.AllocGFN(); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.dropPage(pg))
+		}
+	}()
+	s.pages[pg.gfn] = pg
+	if err = s.refresh(pg); err != nil {
+		return err
+	}
+	if err = s.dom.RemapGFN(s.view, pg.gfn, pg.shadow); err != nil {
+		return err
+	}
+	return s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX)
+}
+
+func (s *Set) dropPage(pg *page) error {
+	delete(s.pages, pg.gfn)
+	// The entry first: while it shows the copy, the copy must be there.
+	if err := s.dom.RevertGFN(s.view, pg.gfn); err != nil {
+		return err
+	}
+	return s.dom.FreeGFN(pg.shadow)
+}
+
+// Remove takes a patch away, and with the last one of a page the page's copy.
+// A vCPU that ran the int3 just before has an event on its way: Find answers
+// false for it, and it must simply be tried again.
+func (s *Set) Remove(p *Patch) error {
+	pg := s.pages[p.At.GFN()]
+	if pg == nil || pg.patches[uint16(p.At.Offset())] != p {
+		return fmt.Errorf("no such patch at %v", p.At)
+	}
+	delete(pg.patches, uint16(p.At.Offset()))
+	if len(pg.patches) == 0 {
+		return s.dropPage(pg)
+	}
+	if p.Displaced {
+		return nil
+	}
+	return s.poke(pg, p, p.Original[0])
+}
+
+// poke writes one byte of a shadow page.
+func (s *Set) poke(pg *page, p *Patch, b byte) error {
+	if _, err := s.dom.WriteGPA([]byte{b}, pg.shadow.GPA()+xenevents.GPA(p.At.Offset())); err != nil {
+		return fmt.Errorf("write the shadow page of gfn %v: %w", pg.gfn, err)
+	}
+	return nil
+}
+
+// Find returns the patch at a guest physical address, if there is one.
+func (s *Set) Find(gfn xenevents.GFN, offset uint64) (*Patch, bool) {
+	pg := s.pages[gfn]
+	if pg == nil {
+		return nil, false
+	}
+	p := pg.patches[uint16(offset)]
+	return p, p != nil && !p.Displaced
+}
+
+// Holds says whether gfn has a shadow page.
+func (s *Set) Holds(gfn xenevents.GFN) bool { return s.pages[gfn] != nil }
+
+// Refresh copies a guest page to its shadow anew, after a write by the guest.
+// It returns the patches whose state changed: displaced now, or in place again.
+func (s *Set) Refresh(gfn xenevents.GFN) ([]*Patch, error) {
+	pg := s.pages[gfn]
+	if pg == nil {
+		return nil, nil // taken away while the vCPU stepped
+	}
+	before := map[*Patch]bool{}
+	for _, p := range pg.patches {
+		before[p] = p.Displaced
+	}
+	err := s.refresh(pg)
+	var changed []*Patch
+	for p, was := range before {
+		if p.Displaced != was {
+			changed = append(changed, p)
+		}
+	}
+	return changed, err
+}
+
+// refresh writes the copy with all int3s in it at once: another vCPU may be
+// running there.
+func (s *Set) refresh(pg *page) error {
+	content := make([]byte, xenevents.PageSize)
+	if _, err := s.dom.ReadGPA(content, pg.gfn.GPA()); err != nil {
+		return fmt.Errorf("copy gfn %v: %w", pg.gfn, err)
+	}
+	for off, p := range pg.patches {
+		here := min(p.Len, len(content)-int(off))
+		p.Displaced = !bytes.Equal(content[off:int(off)+here], p.Original[:here])
+		if !p.Displaced {
+			content[off] = Int3
+		}
+	}
+	if _, err := s.dom.WriteGPA(content, pg.shadow.GPA()); err != nil {
+		return fmt.Errorf("write the shadow page of gfn %v: %w", pg.gfn, err)
+	}
+	return nil
+}
+
+// Leave moves the guest back to view 0: no int3 can be hit any more. What is on
+// its way must still be answered before Close.
+func (s *Set) Leave() error { return s.dom.SwitchView(xenevents.HostView) }
+
+// Close takes everything away: view, shadow pages, altp2m. The guest must have
+// left the view (Leave), and no event may be open. It goes on past errors. Twice
+// is harmless.
+func (s *Set) Close() error {
+	if !s.open {
+		return nil
+	}
+	s.open = false
+	errs := []error{s.dom.DestroyView(s.view)}
+	if errs[0] != nil {
+		// Turning altp2m off takes the view away all the same.
+		errs = nil
+	}
+	errs = append(errs, s.dom.DisableViews())
+	for _, pg := range s.pages {
+		errs = append(errs, s.dom.FreeGFN(pg.shadow))
+	}
+	clear(s.pages)
+	return errors.Join(errs...)
+}
