@@ -117,7 +117,7 @@ func controlReg(index uint32) uint32 {
 }
 
 func (r *ring) decodeRegisters(b []byte, to *xenevents.Registers) {
-	b = b[: 344-16 : 344-16]
+	b = b[: r.layout.EntrySize-abi.EntryData : r.layout.EntrySize-abi.EntryData]
 	to.RAX, to.RCX, to.RDX, to.RBX = le.Uint64(b), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:])
 	to.RSP, to.RBP, to.RSI, to.RDI = le.Uint64(b[32:]), le.Uint64(b[40:]), le.Uint64(b[48:]), le.Uint64(b[56:])
 	to.R8, to.R9, to.R10, to.R11 = le.Uint64(b[64:]), le.Uint64(b[72:]), le.Uint64(b[80:]), le.Uint64(b[88:])
