@@ -1,0 +1,143 @@
+package lab
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// commandLimit bounds a command of MustRun. It is generous: a machine may be slow.
+const commandLimit = 5 * time.Minute
+
+// Copy gives a test a copy of a host of its own, with files in it. It ends with
+// the test. When the test failed, its logs are kept, and how to repeat it is printed.
+func Copy(t testing.TB, cfg Config, files ...File) *Host {
+	t.Helper()
+	return CopyWith(t, cfg, Options{}, files...)
+}
+
+// CopyWith is Copy with options.
+func CopyWith(t testing.TB, cfg Config, o Options, files ...File) *Host {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("boots a Xen host in software: not with -short")
+	}
+	dir, err := os.MkdirTemp("", "hprobe-lab-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Dir = dir
+	if o.Progress == nil {
+		o.Progress = func(text string) { t.Log("lab:", text) }
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute) // a first run fetches and builds
+	defer cancel()
+	h, err := Open(ctx, cfg, o, files...)
+	if err != nil {
+		t.Fatalf("lab: no copy of %s: %v", cfg, err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			h.keepLogs(t)
+		}
+		if err := h.Close(); err != nil {
+			t.Errorf("lab: %v", err)
+		}
+		if !t.Failed() {
+			os.RemoveAll(dir)
+		}
+	})
+	return h
+}
+
+// keepLogs saves what the copy can still tell, before it ends.
+func (h *Host) keepLogs(t testing.TB) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for name, script := range map[string]string{
+		"xen.log": "xl dmesg; xl list; xenstore-ls -f /local/domain/1 2> /dev/null | head -n 50",
+		"dom0.log": "dmesg | tail -n 200; ps; tail -n 200 /tmp/*.log", "guest.log": "timeout 10 guest 'dmesg | tail -n 200; ps'",
+	} {
+		res, err := h.Run(ctx, script)
+		if err != nil {
+			res.Output += "\n" + err.Error()
+		}
+		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(res.Output), 0o644); err != nil {
+			t.Log("lab:", err)
+		}
+	}
+	for _, tag := range []string{"dom0", "guest"} {
+		os.RemoveAll(filepath.Join(h.dir, tag))
+	}
+	t.Logf("lab: logs of dom0, Xen and the guest are in %s\nlab: again: go test ./... -run '^%s$' -count=1\nlab: such a host for yourself: hprobe lab copy %s",
+		h.dir, strings.ReplaceAll(t.Name(), "/", "$/^"), strings.Join(h.Config.Flags(), " "))
+}
+
+// MustRun runs a script in dom0 that must end with 0, and returns its output.
+func (h *Host) MustRun(t testing.TB, script string) string {
+	t.Helper()
+	return mustRun(t, "dom0", h.Run, script)
+}
+
+// MustRun runs a script in the guest that must end with 0, and returns its output.
+func (g *Guest) MustRun(t testing.TB, script string) string {
+	t.Helper()
+	return mustRun(t, "the guest", g.Run, script)
+}
+
+func mustRun(t testing.TB, where string, run func(context.Context, string) (Result, error), script string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+	defer cancel()
+	res, err := run(ctx, script)
+	if err != nil {
+		t.Fatalf("in %s: %s: %v", where, script, err)
+	}
+	if res.Exit != 0 {
+		t.Fatalf("in %s: %s: exit status %d\n%s", where, script, res.Exit, res.Output)
+	}
+	return res.Output
+}
+
+var built struct {
+	sync.Mutex
+	paths map[string]string
+	dir   string
+}
+
+// GoBinary builds a package of this module as a static binary for a copy, once
+// in a test run.
+func GoBinary(t testing.TB, pkg string) string { return goBuild(t, "build", pkg) }
+
+// GoTest builds the tests of a package as a static binary for a copy.
+func GoTest(t testing.TB, pkg string) string { return goBuild(t, "test", pkg) }
+
+func goBuild(t testing.TB, what, pkg string) string {
+	t.Helper()
+	built.Lock()
+	defer built.Unlock()
+	if path := built.paths[what+pkg]; path != "" {
+		return path
+	}
+	if built.paths == nil {
+		dir, err := os.MkdirTemp("", "hprobe-build-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		built.paths, built.dir = map[string]string{}, dir
+	}
+	path := filepath.Join(built.dir, what+"-"+strings.ReplaceAll(pkg, "/", "_"))
+	args := []string{"CGO_ENABLED=0", "go", "build", "-trimpath"}
+	if what == "test" {
+		args = []string{"CGO_ENABLED=0", "go", "test", "-c", "-trimpath"}
+	}
+	if _, err := command(context.Background(), "", "env", append(args, "-o", path, pkg)...); err != nil {
+		t.Fatal(err)
+	}
+	built.paths[what+pkg] = path
+	return path
+}
