@@ -1,0 +1,168 @@
+package build
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/hprobe/hprobe/profiles/isf"
+)
+
+// addBTF adds the types of the kernel's .BTF section.
+func addBTF(f *elf.File, out *isf.Builder) error {
+	s := f.Section(".BTF")
+	if s == nil {
+		return errors.New("no BTF in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have")
+	}
+	b, err := s.Data()
+	if err != nil {
+		return fmt.Errorf("BTF: %w", err)
+	}
+	spec, err := btf.LoadSpecFromReader(bytes.NewReader(b))
+	if err != nil {
+		return fmt.Errorf("BTF: %w", err)
+	}
+	c := converter{out: out, names: map[btf.Type]string{}}
+	for t, err := range spec.All() {
+		if err != nil {
+			return fmt.Errorf("BTF: %w", err)
+		}
+		c.add(t)
+	}
+	out.Base["pointer"] = isf.BaseType{Kind: "pointer", Size: 8, Endian: "little"}
+	out.Base["void"] = isf.BaseType{Kind: "void", Endian: "little"}
+	return nil
+}
+
+// converter turns BTF's types into ISF's.
+type converter struct {
+	out   *isf.Builder
+	names map[btf.Type]string // of unnamed structs, unions and enums
+}
+
+func (c *converter) add(t btf.Type) {
+	switch t := t.(type) {
+	case *btf.Int:
+		c.out.Base[t.Name] = baseOf(t)
+	case *btf.Float:
+		c.out.Base[t.Name] = isf.BaseType{Kind: "float", Size: uint64(t.Size), Signed: true, Endian: "little"}
+	case *btf.Struct:
+		c.out.Users[c.name(t, t.Name)] = c.user(isf.Struct, t.Size, t.Members)
+	case *btf.Union:
+		c.out.Users[c.name(t, t.Name)] = c.user(isf.Union, t.Size, t.Members)
+	case *btf.Enum:
+		c.out.Enums[c.name(t, t.Name)] = c.enum(t)
+	case *btf.Func:
+		if p, ok := btf.UnderlyingType(t.Type).(*btf.FuncProto); ok {
+			c.out.Funcs[t.Name] = c.proto(p)
+		}
+	}
+}
+
+// name gives a type without a name one of its own, as dwarf2json does.
+func (c *converter) name(t btf.Type, name string) string {
+	if name != "" {
+		return name
+	}
+	if c.names[t] == "" {
+		c.names[t] = fmt.Sprintf("unnamed_%d", len(c.names)+1)
+	}
+	return c.names[t]
+}
+
+func baseOf(t *btf.Int) isf.BaseType {
+	b := isf.BaseType{Kind: "int", Size: uint64(t.Size), Endian: "little"}
+	switch t.Encoding {
+	case btf.Signed:
+		b.Signed = true
+	case btf.Bool:
+		b.Kind = "bool"
+	case btf.Char:
+		b.Kind = "char"
+	}
+	if t.Name == "char" {
+		b.Kind, b.Signed = "char", true
+	}
+	return b
+}
+
+func (c *converter) user(kind isf.Kind, size uint32, members []btf.Member) isf.UserType {
+	u := isf.UserType{Kind: kind, Size: uint64(size), Fields: map[string]isf.Field{}}
+	for i, m := range members {
+		f := isf.Field{Offset: uint64(m.Offset.Bytes()), Type: c.typeOf(m.Type, 0)}
+		if m.BitfieldSize > 0 {
+			// ISF counts bits from the start of the type's own place.
+			whole := c.typeOf(m.Type, 0)
+			size, err := btf.Sizeof(m.Type)
+			if err != nil || size <= 0 {
+				size = 4
+			}
+			f.Offset = uint64(int(m.Offset) / 8 / size * size)
+			f.Type = isf.Type{Kind: isf.Bitfield, BitLen: uint8(m.BitfieldSize), BitPos: uint8(uint64(m.Offset) - 8*f.Offset), BitsType: &whole}
+		}
+		name := m.Name
+		if name == "" {
+			name, f.Anonymous = fmt.Sprintf("unnamed_field_%d", i), true
+		}
+		u.Fields[name] = f
+	}
+	return u
+}
+
+func (c *converter) enum(t *btf.Enum) isf.EnumType {
+	e := isf.EnumType{Base: "unsigned int", Size: uint64(t.Size), Constants: map[string]int64{}}
+	if t.Signed {
+		e.Base = "int"
+	}
+	for _, v := range t.Values {
+		e.Constants[v.Name] = int64(v.Value)
+	}
+	return e
+}
+
+func (c *converter) proto(p *btf.FuncProto) isf.Func {
+	f := isf.Func{Return: c.typeOf(p.Return, 0)}
+	for _, a := range p.Params {
+		f.Params = append(f.Params, isf.Param{Name: a.Name, Type: c.typeOf(a.Type, 0)})
+	}
+	return f
+}
+
+const maxDepth = 32
+
+// typeOf describes a type; typedefs and qualifiers are looked through.
+func (c *converter) typeOf(t btf.Type, depth int) isf.Type {
+	if depth > maxDepth {
+		return isf.Type{Kind: isf.Base, Name: "void"}
+	}
+	switch t := btf.UnderlyingType(t).(type) {
+	case *btf.Int:
+		return isf.Type{Kind: isf.Base, Name: t.Name}
+	case *btf.Float:
+		return isf.Type{Kind: isf.Base, Name: t.Name}
+	case *btf.Pointer:
+		sub := c.typeOf(t.Target, depth+1)
+		return isf.Type{Kind: isf.Pointer, Subtype: &sub}
+	case *btf.Array:
+		sub := c.typeOf(t.Type, depth+1)
+		return isf.Type{Kind: isf.Array, Count: uint64(t.Nelems), Subtype: &sub}
+	case *btf.Struct:
+		return isf.Type{Kind: isf.Struct, Name: c.name(t, t.Name)}
+	case *btf.Union:
+		return isf.Type{Kind: isf.Union, Name: c.name(t, t.Name)}
+	case *btf.Enum:
+		return isf.Type{Kind: isf.Enum, Name: c.name(t, t.Name)}
+	case *btf.Fwd:
+		kind := isf.Struct
+		if t.Kind == btf.FwdUnion {
+			kind = isf.Union
+		}
+		return isf.Type{Kind: kind, Name: t.Name}
+	case *btf.FuncProto:
+		return isf.Type{Kind: isf.Function}
+	}
+	return isf.Type{Kind: isf.Base, Name: "void"}
+}

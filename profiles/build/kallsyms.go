@@ -1,0 +1,256 @@
+package build
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sort"
+
+	"github.com/hprobe/hprobe/profiles/isf"
+)
+
+// The kernel's own symbol table (kernel/kallsyms.c, scripts/kallsyms.c): names
+// packed by a table of 256 tokens, a marker for each 256 names, and addresses as
+// 32-bit offsets. It has no header; the order of its parts changed in Linux 6.4:
+//
+//	before: offsets, relative_base, num_syms, names, markers, (seqs_of_names,) token_table, token_index
+//	since:  num_syms, names, markers, token_table, token_index, offsets, relative_base, (seqs_of_names)
+//
+// seqs_of_names came with Linux 6.2, and with updates of 6.1.
+type table struct {
+	b      []byte // the section
+	addr   uint64 // of its first byte
+	tokens [256][]byte
+	index  int // where token_table is …
+	after  int // … and the end of token_index
+	numAt  int // where num_syms is …
+	names  int // … and the names
+	num    int // symbols
+}
+
+const (
+	maxSymbols = 1 << 21
+	perMarker  = 256
+)
+
+// errNoKallsyms says that a section has no such table.
+var errNoKallsyms = errors.New("no kallsyms in it: is it a Linux kernel with CONFIG_KALLSYMS?")
+
+func kallsyms(f *elf.File) ([]isf.Symbol, error) {
+	for _, s := range f.Sections {
+		if s.Type != elf.SHT_PROGBITS || s.Flags&elf.SHF_ALLOC == 0 || s.Flags&elf.SHF_EXECINSTR != 0 {
+			continue
+		}
+		b, err := s.Data()
+		if err != nil {
+			return nil, fmt.Errorf("section %s: %w", s.Name, err)
+		}
+		all, err := decodeKallsyms(b, s.Addr)
+		if errors.Is(err, errNoKallsyms) {
+			continue
+		}
+		return all, err
+	}
+	return nil, errNoKallsyms
+}
+
+// decodeKallsyms finds the table in a piece of a kernel and decodes it.
+func decodeKallsyms(b []byte, addr uint64) ([]isf.Symbol, error) {
+	// The tokens of the digits, which no kernel does without.
+	digits := []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
+	for from := 0; ; {
+		at := bytes.Index(b[from:], digits)
+		if at < 0 {
+			return nil, errNoKallsyms
+		}
+		at += from
+		from = at + 1
+		t := &table{b: b, addr: addr}
+		if t.findTokens(at) && t.findNames() {
+			return t.symbols()
+		}
+	}
+}
+
+// findTokens reads the 256 tokens around the one of '0', and checks the index
+// behind them.
+func (t *table) findTokens(zero int) bool {
+	at := zero
+	for range '0' { // back to the first token: each ends with a NUL
+		end := at - 1
+		if end < 0 || t.b[end] != 0 {
+			return false
+		}
+		at = bytes.LastIndexByte(t.b[max(0, end-64):end], 0) + 1 + max(0, end-64)
+	}
+	// The table begins at a multiple of 8 (ALGN in scripts/kallsyms.c): the
+	// first token may have been taken for longer, or padding for tokens.
+	t.index = at
+	offsets := make([]int, 256)
+	for i := range t.tokens {
+		end := bytes.IndexByte(t.b[at:min(len(t.b), at+64)], 0)
+		if end < 0 {
+			return false
+		}
+		offsets[i] = at - t.index
+		t.tokens[i] = t.b[at : at+end]
+		at += end + 1
+	}
+	at = t.align(at)
+	if at+512 > len(t.b) {
+		return false
+	}
+	for i, want := range offsets {
+		if int(binary.LittleEndian.Uint16(t.b[at+2*i:])) != want {
+			return false
+		}
+	}
+	t.after = t.align(at + 512)
+	return true
+}
+
+// align rounds an offset up to where the next part begins.
+func (t *table) align(at int) int { return int((t.addr+uint64(at)+7)&^7 - t.addr) }
+
+// How far before the tokens the names may begin, in bytes, and how many symbols
+// a kernel has at least.
+const (
+	maxNames   = 16 << 20
+	minSymbols = 1000
+)
+
+// findNames finds num_syms and the names, somewhere before the tokens: at a
+// number that as many names follow, and then the markers that fit them.
+func (t *table) findNames() bool {
+	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames; at -= 8 {
+		n := binary.LittleEndian.Uint32(t.b[at:])
+		if n < minSymbols || n > maxSymbols || binary.LittleEndian.Uint32(t.b[at+4:]) != 0 {
+			continue
+		}
+		t.numAt, t.num, t.names = at, int(n), t.align(at+4)
+		var first, last int // offsets of name 256 and of the last one with a marker
+		end, ok := t.walk(func(i, at int, _ []byte) {
+			if i == perMarker {
+				first = at
+			}
+			if i%perMarker == 0 {
+				last = at
+			}
+		})
+		if ok && t.marked(t.align(end), first, last) {
+			return true
+		}
+	}
+	return false
+}
+
+// marked checks that the markers are at an offset.
+func (t *table) marked(at, first, last int) bool {
+	n := (t.num + perMarker - 1) / perMarker
+	if at+4*n > len(t.b) {
+		return false
+	}
+	marker := func(i int) int { return int(binary.LittleEndian.Uint32(t.b[at+4*i:])) }
+	return marker(0) == 0 && marker(1) == first && marker(n-1) == last
+}
+
+// walk goes through all names and hands each to f: its number, its offset in
+// the names, and its packed bytes. It returns where they end.
+func (t *table) walk(f func(i, at int, packed []byte)) (end int, ok bool) {
+	at := t.names
+	for i := range t.num {
+		if at+2 > t.index {
+			return 0, false
+		}
+		start, n := at, int(t.b[at])
+		at++
+		if n&0x80 != 0 { // since 6.1: two bytes for a long one
+			n = n&0x7f | int(t.b[at])<<7
+			at++
+		}
+		if n == 0 || at+n > t.index {
+			return 0, false
+		}
+		f(i, start-t.names, t.b[at:at+n])
+		at += n
+	}
+	return at, true
+}
+
+func (t *table) symbols() ([]isf.Symbol, error) {
+	addrs, err := t.addresses()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]isf.Symbol, 0, t.num)
+	var name []byte
+	_, ok := t.walk(func(i, _ int, packed []byte) {
+		name = name[:0]
+		for _, token := range packed {
+			name = append(name, t.tokens[token]...)
+		}
+		if len(name) > 1 { // the first letter is the type, as nm has it
+			all = append(all, isf.Symbol{Name: string(name[1:]), Addr: addrs[i]})
+		}
+	})
+	if !ok || len(all) == 0 {
+		return nil, errNoKallsyms
+	}
+	return all, nil
+}
+
+// kernelText is where x86-64 Linux is linked to: an address from there on is
+// what tells the right table of offsets.
+const kernelText = 0xffffffff80000000
+
+// addresses reads the offsets, on whichever side of the names they are.
+func (t *table) addresses() ([]uint64, error) {
+	size := t.align(t.after+4*t.num) - t.after
+	for _, at := range []struct{ offsets, base int }{
+		{t.after, t.after + size},                     // since 6.4
+		{t.numAt - 8 - roundUp(4*t.num), t.numAt - 8}, // before
+	} {
+		if at.offsets < 0 || at.base < 0 || at.base+8 > len(t.b) {
+			continue
+		}
+		base := binary.LittleEndian.Uint64(t.b[at.base:])
+		if addrs, ok := relative(t.b[at.offsets:], t.num, base); ok {
+			return addrs, nil
+		}
+	}
+	return nil, fmt.Errorf("kallsyms: the addresses of its %d names are not where they are in the kernels that hprobe knows", t.num)
+}
+
+func roundUp(n int) int { return (n + 7) &^ 7 }
+
+// relative turns offsets into addresses. With CONFIG_KALLSYMS_ABSOLUTE_PERCPU
+// (x86-64 until Linux 6.14) an offset that is not negative is an address of its
+// own, of a per-CPU variable.
+func relative(b []byte, num int, base uint64) ([]uint64, bool) {
+	if base < kernelText {
+		return nil, false
+	}
+	negative := 0
+	for i := range num {
+		if int32(binary.LittleEndian.Uint32(b[4*i:])) < 0 {
+			negative++
+		}
+	}
+	percpu := negative > num/2
+	addrs := make([]uint64, num)
+	for i := range addrs {
+		off := int32(binary.LittleEndian.Uint32(b[4*i:]))
+		switch {
+		case !percpu:
+			addrs[i] = base + uint64(uint32(off))
+		case off < 0:
+			addrs[i] = base + uint64(-1-int64(off))
+		default:
+			addrs[i] = uint64(uint32(off))
+		}
+	}
+	// The table is sorted by address.
+	return addrs, sort.SliceIsSorted(addrs, func(i, j int) bool { return addrs[i] < addrs[j] })
+}
