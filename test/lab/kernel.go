@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/mikelolasagasti/xz"
 )
 
 // GuestKernel returns the vmlinuz of a guest's Linux ("6.12"), as Debian ships
@@ -52,7 +52,7 @@ func unpackKernel(vmlinuz, to string) error {
 		magic string
 		open  func(io.Reader) (io.Reader, error)
 	}{
-		{"\xfd7zXZ\x00", func(r io.Reader) (io.Reader, error) { return xz.NewReader(r) }},
+		{"\xfd7zXZ\x00", func(r io.Reader) (io.Reader, error) { return xz.NewReader(r, xz.DefaultDictMax) }},
 		{"\x28\xb5\x2f\xfd", func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r) }},
 	} {
 		at := bytes.Index(b, []byte(format.magic))
@@ -137,7 +137,7 @@ func unpackModule(path, to string) error {
 	var r io.Reader = f
 	switch filepath.Ext(path) {
 	case ".xz":
-		r, err = xz.NewReader(f)
+		r, err = xz.NewReader(f, xz.DefaultDictMax)
 	case ".zst":
 		r, err = zstd.NewReader(f)
 	}

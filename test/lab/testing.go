@@ -59,7 +59,7 @@ func (h *Host) keepLogs(t testing.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for name, script := range map[string]string{
-		"xen.log": "xl dmesg; xl list; xenstore-ls -f /local/domain/1 2> /dev/null | head -n 50",
+		"xen.log":  "xl dmesg; xl list; xenstore-ls -f /local/domain/1 2> /dev/null | head -n 50",
 		"dom0.log": "dmesg | tail -n 200; ps; tail -n 200 /tmp/*.log", "guest.log": "timeout 10 guest 'dmesg | tail -n 200; ps'",
 	} {
 		res, err := h.Run(ctx, script)
