@@ -88,8 +88,10 @@ func first(patterns ...string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if len(found) > 0 {
-			return found[0], nil
+		for _, f := range found {
+			if _, err := os.Stat(f); err == nil { // not a link that leads out of the tree
+				return f, nil
+			}
 		}
 	}
 	return "", fmt.Errorf("none of these is there: %s", strings.Join(patterns, ", "))
