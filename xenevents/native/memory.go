@@ -19,6 +19,7 @@ const (
 
 // run is a mapping of runFrames frames. A frame with an entry in errs is absent.
 type run struct {
+	key  xenevents.GFN
 	mem  []byte
 	errs [runFrames]int32
 	used bool // since the clock's hand last passed
@@ -32,10 +33,13 @@ type run struct {
 // gives that frame up and gets another (ballooning), the cache is stale: check
 // drops everything when the domain's number of pages changed.
 type frameCache struct {
-	xen   *sys.Privcmd
-	dom   uint16
-	max   int // runs
-	runs  map[xenevents.GFN]*run
+	xen  *sys.Privcmd
+	dom  uint16
+	max  int // runs
+	runs map[xenevents.GFN]*run
+	// near finds the runs that were used last without a map: a hit reads four
+	// page-table entries and an argument, the same ones again and again.
+	near  [64]*run
 	order []xenevents.GFN // the clock: keys of runs
 	hand  int
 	pages uint64 // of the domain, when it was last checked
@@ -51,7 +55,12 @@ func (c *frameCache) init(xen *sys.Privcmd, dom uint16, maxFrames int) {
 // frame returns the memory of one frame. It is valid until the next call.
 func (c *frameCache) frame(gfn xenevents.GFN) ([]byte, error) {
 	key, n := gfn/runFrames, int(gfn%runFrames)
-	r := c.runs[key]
+	near := &c.near[key%xenevents.GFN(len(c.near))]
+	r := *near
+	if r == nil || r.key != key {
+		r = c.runs[key]
+		*near = r
+	}
 	if r != nil && r.errs[n] != 0 { // absent then: it may be there now
 		c.drop(gfn)
 		r = nil
@@ -80,7 +89,7 @@ func (c *frameCache) load(key xenevents.GFN) (*run, error) {
 	for i := range gfns {
 		gfns[i] = uint64(key)*runFrames + uint64(i)
 	}
-	r := &run{}
+	r := &run{key: key}
 	var err error
 	if r.mem, err = c.xen.Map(c.dom, gfns[:], r.errs[:]); err != nil {
 		if errors.Is(err, sys.ESRCH) {
@@ -115,6 +124,9 @@ func (c *frameCache) dropRun(key xenevents.GFN) {
 	// Fails only for an address that is none: a bug, which the next access shows.
 	_ = sys.Unmap(r.mem)
 	delete(c.runs, key)
+	if near := &c.near[key%xenevents.GFN(len(c.near))]; *near == r {
+		*near = nil
+	}
 	for i, k := range c.order {
 		if k == key {
 			last := len(c.order) - 1

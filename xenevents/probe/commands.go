@@ -40,7 +40,7 @@ func (e *Engine) add(r Request) (ID, error) {
 // patchAt finds the patch at an address or makes one.
 func (e *Engine) patchAt(r Request, at xenevents.GPA) (*patch, error) {
 	if hidden, _ := e.set.Find(at.GFN(), at.Offset()); hidden != nil {
-		p := e.patches[hidden]
+		p := hidden.Owner.(*patch)
 		if r.Step != Auto && r.Step != p.step {
 			return nil, fmt.Errorf("another probe is at %v and steps over it by %v", r.At, p.step)
 		}
@@ -67,7 +67,7 @@ func (e *Engine) patchAt(r Request, at xenevents.GPA) (*patch, error) {
 		return nil, err
 	}
 	p := &patch{hidden: hidden, insn: in, step: step}
-	e.patches[hidden] = p
+	hidden.Owner = p
 	return p, nil
 }
 
@@ -98,7 +98,6 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		if len(p.users) > 0 {
 			return nil
 		}
-		delete(e.patches, p.hidden)
 		return e.set.Remove(p.hidden)
 	})
 }

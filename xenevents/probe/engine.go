@@ -41,13 +41,20 @@ type Engine struct {
 	set    *shadow.Set
 
 	// All below belongs to Run's goroutine.
-	probes  map[ID]*probe
-	patches map[*shadow.Patch]*patch
-	lastID  ID
-	steps   []step // by vCPU: what its next single-step event ends
-	stats   Stats
-	kinds   [16]uint64 // events by kind: an array, as a map's entry would cost at each event
-	fast    bool       // Xen has fast single-step
+	probes map[ID]*probe
+	lastID ID
+	steps  []step // by vCPU: what its next single-step event ends
+	stats  Stats
+	kinds  [16]uint64 // events by kind: an array, as a map's entry would cost at each event
+	fast   bool       // Xen has fast single-step
+
+	// What a hit needs, made once: what is passed to a driver or to Decide
+	// would be allocated at each hit otherwise.
+	now struct {
+		hit   Hit
+		reply xenevents.Reply
+		regs  xenevents.Registers
+	}
 
 	commands chan command
 	ready    chan struct{} // closed once attached
@@ -92,8 +99,8 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		dom: full, log: o.Log, mem: guestmem.NewReader(dom),
-		clock:  func() uint64 { return 0 },
-		probes: map[ID]*probe{}, patches: map[*shadow.Patch]*patch{},
+		clock:    func() uint64 { return 0 },
+		probes:   map[ID]*probe{},
 		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	if c, ok := dom.(Clock); ok {
@@ -189,13 +196,15 @@ func (e *Engine) batch(events []xenevents.Event) error {
 			errs = errors.Join(errs, err)
 		}
 	}
+	answered := e.clock()
 	if err := e.events.Flush(); err != nil {
 		return errors.Join(errs, err)
 	}
-	took := e.clock() - start
+	took := answered - start
 	e.stats.Batches++
 	e.stats.Ticks += took
 	e.stats.MaxTicks = max(e.stats.MaxTicks, took)
+	e.stats.NotifyTicks += e.clock() - answered
 	return errs
 }
 
@@ -299,7 +308,8 @@ func (e *Engine) drainOnce(ctx context.Context) int {
 
 // release lets a vCPU run on in view 0, without probes.
 func (e *Engine) release(ev *xenevents.Event) error {
-	r := xenevents.Reply{Switch: true, View: xenevents.HostView}
+	r := e.newReply()
+	r.Switch, r.View = true, xenevents.HostView
 	switch ev.Kind {
 	case xenevents.KindSingleStep:
 		if s := e.stepOf(ev.VCPU); s.active {
@@ -311,7 +321,7 @@ func (e *Engine) release(ev *xenevents.Event) error {
 			return e.reinject(ev)
 		}
 	}
-	return e.events.Reply(ev, &r)
+	return e.events.Reply(ev, r)
 }
 
 // stepOf returns the state of a vCPU.
@@ -320,6 +330,12 @@ func (e *Engine) stepOf(v xenevents.VCPU) *step {
 		e.steps = append(e.steps, step{})
 	}
 	return &e.steps[v]
+}
+
+// newReply returns the one Reply, empty: it is of use until the next one.
+func (e *Engine) newReply() *xenevents.Reply {
+	e.now.reply = xenevents.Reply{}
+	return &e.now.reply
 }
 
 func (e *Engine) reply(ev *xenevents.Event, r *xenevents.Reply) error {

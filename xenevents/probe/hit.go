@@ -21,14 +21,14 @@ func (e *Engine) answer(ev *xenevents.Event) error {
 	case xenevents.KindSingleStep:
 		return e.stepped(ev)
 	}
-	return e.reply(ev, &xenevents.Reply{})
+	return e.reply(ev, e.newReply())
 }
 
 // int3 is ours, the guest's own, or stale: of a patch that was just removed.
 func (e *Engine) int3(ev *xenevents.Event) error {
 	hidden, ours := e.set.Find(ev.GFN, ev.Regs.RIP&xenevents.PageMask)
 	if ours {
-		return e.hit(ev, e.patches[hidden])
+		return e.hit(ev, hidden.Owner.(*patch))
 	}
 	if e.prefixed(ev) {
 		return e.stepOver(ev, FastStep, nil)
@@ -37,7 +37,7 @@ func (e *Engine) int3(ev *xenevents.Event) error {
 		return e.reinject(ev)
 	}
 	e.stats.Stale++
-	return e.reply(ev, &xenevents.Reply{})
+	return e.reply(ev, e.newReply())
 }
 
 // prefixed says whether the guest runs one of our int3s with a prefix before
@@ -67,13 +67,14 @@ func (e *Engine) guestsOwn(ev *xenevents.Event) bool {
 func (e *Engine) reinject(ev *xenevents.Event) error {
 	e.stats.Reinjected++
 	err := e.dom.InjectInt3(ev.VCPU, max(ev.InsnLen, 1))
-	return errors.Join(err, e.reply(ev, &xenevents.Reply{}))
+	return errors.Join(err, e.reply(ev, e.newReply()))
 }
 
 // hit asks the subscribers, in the order in which they came: the first verdict
 // other than Continue counts, but each sees the hit.
 func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
-	h := Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
+	h := &e.now.hit
+	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
 	var verdict Verdict
 	for _, user := range p.users {
 		user.hits++
@@ -81,7 +82,7 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
 			continue
 		}
 		h.Probe, h.Seq = user.id, user.hits
-		v := e.decide(user, &h)
+		v := e.decide(user, h)
 		if v.Action != Continue {
 			user.changed++
 			if verdict.Action == Continue {
@@ -106,20 +107,23 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 }
 
 func (e *Engine) carryOut(ev *xenevents.Event, p *patch, v Verdict) error {
-	regs := ev.Regs
+	r := e.newReply()
 	switch v.Action {
 	case Deny:
-		to, err := e.mem.ReadUint64(xenevents.AddressSpaceOf(&regs), xenevents.GVA(regs.RSP))
+		to, err := e.mem.ReadUint64(xenevents.AddressSpaceOf(&ev.Regs), xenevents.GVA(ev.Regs.RSP))
 		if err != nil {
 			e.log.Error("a denied call's return address can't be read: it runs", "err", err)
 			return e.stepOver(ev, p.step, p)
 		}
-		regs.RIP, regs.RAX = to, v.Return
-		regs.RSP += 8
-		return e.reply(ev, &xenevents.Reply{Regs: &regs})
+		r.Regs = &e.now.regs
+		*r.Regs = ev.Regs
+		r.Regs.RIP, r.Regs.RAX = to, v.Return
+		r.Regs.RSP += 8
+		return e.reply(ev, r)
 	case SetRegs:
-		if v.Regs.RIP != regs.RIP {
-			return e.reply(ev, &xenevents.Reply{Regs: v.Regs})
+		if v.Regs.RIP != ev.Regs.RIP {
+			r.Regs = v.Regs
+			return e.reply(ev, r)
 		}
 		// Emulation would take the bytes from where the registers go: step.
 		return e.stepWith(ev, FastStep, v.Regs)
@@ -132,19 +136,21 @@ func (e *Engine) stepOver(ev *xenevents.Event, how StepOver, p *patch) error {
 	if how != Emulate {
 		return e.stepWith(ev, how, nil)
 	}
-	r := xenevents.Reply{Emulate: true, Insn: p.hidden.Original, InsnLen: uint8(p.insn.length)}
-	return e.reply(ev, &r)
+	r := e.newReply()
+	r.Emulate, r.Insn, r.InsnLen = true, p.hidden.Original, uint8(p.insn.length)
+	return e.reply(ev, r)
 }
 
 func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Registers) error {
-	r := xenevents.Reply{Switch: true, View: xenevents.HostView, Regs: regs}
+	r := e.newReply()
+	r.Switch, r.View, r.Regs = true, xenevents.HostView, regs
 	if how == SingleStep || !e.fast {
 		e.stepOf(ev.VCPU).active = true
 		r.Step = xenevents.StepToggle
 	} else {
 		r.Step, r.After = xenevents.StepFast, e.set.View()
 	}
-	return e.reply(ev, &r)
+	return e.reply(ev, r)
 }
 
 // violation is the guest at a page that has a shadow. A read sees the original,
@@ -154,7 +160,7 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 	if !e.set.Holds(ev.GFN) {
 		// The page's last patch was just removed.
 		e.stats.Stale++
-		return e.reply(ev, &xenevents.Reply{})
+		return e.reply(ev, e.newReply())
 	}
 	if ev.Access&xenevents.AccessW == 0 {
 		e.stats.Reads++
@@ -163,7 +169,9 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 	e.stats.Writes++
 	s := e.stepOf(ev.VCPU)
 	*s = step{active: true, refresh: true, gfn: ev.GFN}
-	return e.reply(ev, &xenevents.Reply{Switch: true, View: xenevents.HostView, Step: xenevents.StepToggle})
+	r := e.newReply()
+	r.Switch, r.View, r.Step = true, xenevents.HostView, xenevents.StepToggle
+	return e.reply(ev, r)
 }
 
 // stepped ends a single-step: the vCPU goes back into the view.
@@ -171,7 +179,8 @@ func (e *Engine) stepped(ev *xenevents.Event) error {
 	s := e.stepOf(ev.VCPU)
 	was := *s
 	*s = step{}
-	r := xenevents.Reply{Switch: true, View: e.set.View()}
+	r := e.newReply()
+	r.Switch, r.View = true, e.set.View()
 	if was.active {
 		r.Step = xenevents.StepToggle
 	}
@@ -179,14 +188,13 @@ func (e *Engine) stepped(ev *xenevents.Event) error {
 	if was.refresh {
 		err = e.refresh(was.gfn)
 	}
-	return errors.Join(err, e.reply(ev, &r))
+	return errors.Join(err, e.reply(ev, r))
 }
 
 func (e *Engine) refresh(gfn xenevents.GFN) error {
 	changed, err := e.set.Refresh(gfn)
 	for _, hidden := range changed {
-		p := e.patches[hidden]
-		for _, user := range p.users {
+		for _, user := range hidden.Owner.(*patch).users {
 			e.log.Warn("the guest wrote over a probed instruction", "probe", user.Name, "at", user.At, "displaced", hidden.Displaced)
 		}
 	}

@@ -151,8 +151,9 @@ type Stats struct {
 	Reads      uint64            // guest reads of a shadow page
 	Writes     uint64            // guest writes to one
 	Shadows    int               // shadow pages
-	// Batches is how often the ring was emptied, Ticks the TSC ticks from
-	// seeing an event to having its reply in the ring and Xen told, summed
-	// over batches; MaxTicks the longest. Zero without a driver's clock.
-	Batches, Ticks, MaxTicks uint64
+	// Batches is how often the ring was emptied. Ticks are the TSC ticks from
+	// having the events of a batch to having all replies in the ring, summed
+	// over batches, MaxTicks the longest; NotifyTicks what it took to tell
+	// Xen, in which time Xen lets the vCPUs run. Zero without a driver's clock.
+	Batches, Ticks, MaxTicks, NotifyTicks uint64
 }

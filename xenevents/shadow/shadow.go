@@ -36,7 +36,8 @@ type Set struct {
 	dom   Domain
 	view  xenevents.View
 	pages map[xenevents.GFN]*page
-	max   xenevents.GFN // the highest frame that the guest had when the view was made
+	all   map[xenevents.GPA]*Patch // of all pages: one look-up at a hit
+	max   xenevents.GFN            // the highest frame that the guest had when the view was made
 	open  bool
 }
 
@@ -53,6 +54,8 @@ type Patch struct {
 	// it goes on in the next page. Len is its length in bytes.
 	Original [MaxInsn]byte
 	Len      int
+	// Owner is the caller's: what it wants to find again with the patch.
+	Owner any
 	// Displaced: the guest wrote other bytes there. The int3 is not in place
 	// until they are as they were.
 	Displaced bool
@@ -64,7 +67,7 @@ func Open(dom Domain) (*Set, error) {
 	if err := dom.EnableViews(); err != nil {
 		return nil, err
 	}
-	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}}
+	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}}
 	err := xenevents.WithPaused(dom, s.enter)
 	if err != nil {
 		return nil, errors.Join(err, dom.DisableViews())
@@ -121,6 +124,7 @@ func (s *Set) Insert(at xenevents.GPA, original [MaxInsn]byte, length int) (*Pat
 			return nil, err
 		}
 		pg.patches[uint16(at.Offset())] = p
+		s.all[at] = p
 		return p, nil
 	}
 	pg = &page{gfn: at.GFN(), patches: map[uint16]*Patch{uint16(at.Offset()): p}}
@@ -128,6 +132,7 @@ func (s *Set) Insert(at xenevents.GPA, original [MaxInsn]byte, length int) (*Pat
 	if err != nil {
 		return nil, err
 	}
+	s.all[at] = p
 	return p, nil
 }
 
@@ -170,6 +175,7 @@ func (s *Set) Remove(p *Patch) error {
 		return fmt.Errorf("no such patch at %v", p.At)
 	}
 	delete(pg.patches, uint16(p.At.Offset()))
+	delete(s.all, p.At)
 	if len(pg.patches) == 0 {
 		return s.dropPage(pg)
 	}
@@ -187,13 +193,10 @@ func (s *Set) poke(pg *page, p *Patch, b byte) error {
 	return nil
 }
 
-// Find returns the patch at a guest physical address, if there is one.
+// Find returns the patch at an offset of a frame, if there is one, and whether
+// its int3 is in place.
 func (s *Set) Find(gfn xenevents.GFN, offset uint64) (*Patch, bool) {
-	pg := s.pages[gfn]
-	if pg == nil {
-		return nil, false
-	}
-	p := pg.patches[uint16(offset)]
+	p := s.all[gfn.GPA()+xenevents.GPA(offset)]
 	return p, p != nil && !p.Displaced
 }
 
@@ -263,5 +266,6 @@ func (s *Set) Close() error {
 		errs = append(errs, s.dom.FreeGFN(pg.shadow))
 	}
 	clear(s.pages)
+	clear(s.all)
 	return errors.Join(errs...)
 }

@@ -1,0 +1,168 @@
+// Command hits is the tests' own monitor, for dom0 of the lab: the engine and
+// the native driver with nothing around them. It puts one probe at an address,
+// prints "armed", and on SIGTERM, or after -hits hits, removes it, detaches and
+// prints what it saw as one line of JSON.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/probe"
+)
+
+// Report is what is printed at the end.
+type Report struct {
+	Probe probe.Status
+	Stats probe.Stats
+	// Sum adds up the argument that -arg names, over all hits: nothing was lost or torn.
+	Sum uint64
+	// Matched counts the hits whose argument was -match.
+	Matched uint64
+}
+
+type options struct {
+	at        uint64
+	step      probe.StepOver
+	poll      time.Duration
+	hits      uint64
+	argOffset uint64
+	match     uint64
+	rounds    int
+}
+
+func main() {
+	var o options
+	var step string
+	flag.Uint64Var(&o.at, "at", 0, "kernel address of the probe")
+	flag.StringVar(&step, "step", "auto", "how to step over")
+	flag.DurationVar(&o.poll, "poll", 0, "how long to poll before sleeping (see native.Options)")
+	flag.Uint64Var(&o.hits, "hits", 0, "end after so many hits")
+	flag.Uint64Var(&o.argOffset, "arg", 0x70, "offset in struct pt_regs, to which RDI points, of the argument to add up")
+	flag.Uint64Var(&o.match, "match", ^uint64(0), "count the hits with this argument")
+	flag.IntVar(&o.rounds, "rounds", 1, "attach, arm, remove and detach so often")
+	flag.Parse()
+	var err error
+	if o.step, err = probe.ParseStepOver(step); err == nil {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		runtime.GOMAXPROCS(max(2, runtime.NumCPU()))
+		err = run(ctx, o)
+	}
+	if err != nil {
+		fmt.Println("hits:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	host, err := native.Open(ctx, native.Options{PollFor: o.poll})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	domains, err := host.Domains(ctx)
+	if err != nil || len(domains) != 1 {
+		return fmt.Errorf("%d domains: %w", len(domains), err)
+	}
+	for range o.rounds {
+		if err := once(ctx, host, domains[0].ID, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func once(ctx context.Context, host *native.Host, id xenevents.DomainID, o options) (err error) {
+	dom, err := host.Open(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dom.Close()) }()
+	engine, err := probe.New(dom, probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	if err != nil {
+		return err
+	}
+	runCtx, stop := context.WithCancel(context.Background())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- engine.Run(runCtx) }()
+	select {
+	case <-engine.Ready():
+	case err := <-ended:
+		return err
+	}
+	report, probeErr := watch(ctx, engine, o)
+	stop()
+	if err := errors.Join(probeErr, <-ended); err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(report)
+}
+
+func watch(ctx context.Context, engine *probe.Engine, o options) (r Report, err error) {
+	var space xenevents.AddressSpace
+	if err := engine.Do(ctx, func(dom xenevents.Domain) error {
+		space, err = kernelSpace(dom, xenevents.GVA(o.at))
+		return err
+	}); err != nil {
+		return r, err
+	}
+	enough := make(chan struct{}, 1)
+	id, err := engine.Add(ctx, probe.Request{Name: "hits", At: xenevents.GVA(o.at), Space: space, Step: o.step, Decide: func(h *probe.Hit) probe.Verdict {
+		arg, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + o.argOffset))
+		if err == nil {
+			r.Sum += arg
+			if arg == o.match {
+				r.Matched++
+			}
+		}
+		if h.Seq == o.hits {
+			enough <- struct{}{}
+		}
+		return probe.Verdict{}
+	}})
+	if err != nil {
+		return r, err
+	}
+	fmt.Println("armed")
+	select {
+	case <-ctx.Done():
+	case <-enough:
+	}
+	all, stats, err := engine.Probes(context.Background())
+	if err != nil || len(all) != 1 {
+		return r, fmt.Errorf("%d probes: %w", len(all), err)
+	}
+	r.Probe, r.Stats = all[0], stats
+	return r, engine.Remove(context.Background(), id)
+}
+
+// kernelSpace finds a page-table root that maps an address of the kernel. With
+// KPTI a vCPU in user mode has one that does not, next to the one that does.
+func kernelSpace(dom xenevents.Domain, at xenevents.GVA) (xenevents.AddressSpace, error) {
+	regs, err := dom.Registers(0)
+	if err != nil {
+		return xenevents.AddressSpace{}, err
+	}
+	space := xenevents.AddressSpaceOf(&regs)
+	kernel := space
+	kernel.Root &^= xenevents.PageSize
+	for _, s := range []xenevents.AddressSpace{kernel, space} {
+		if maps(dom, s, at) {
+			return s, nil
+		}
+	}
+	return space, fmt.Errorf("vCPU 0 maps no %v", at)
+}
