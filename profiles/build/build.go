@@ -1,157 +1,163 @@
+// Package build makes profiles from kernel images: symbols from kallsyms, types
+// from BTF, both of which a distribution's kernel carries in itself. No debug
+// package and no System.map is needed.
 package build
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
-	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/klauspost/compress/zstd"
+	"github.com/mikelolasagasti/xz"
+	"github.com/pierrec/lz4/v4"
+
 	"github.com/hprobe/hprobe/profiles/isf"
 )
 
-// FromFile makes the profile of a kernel image: a vmlinuz (a bzImage packed with
-// gzip, xz, zstd or lz4) or a vmlinux, with or without a symbol table.
+// maxImage bounds a kernel, packed or not, in bytes.
+const maxImage = 512 << 20
+
+// FromFile makes the profile of a kernel image: a vmlinuz (bzImage, packed with
+// gzip, xz, zstd or lz4) or a bare vmlinux.
 func FromFile(ctx context.Context, path string) (*isf.Profile, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("build a profile: %w", err)
+		return nil, fmt.Errorf("profile: %w", err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxKernel+1))
+	b, err := io.ReadAll(io.LimitReader(f, maxImage))
 	if err != nil {
-		return nil, fmt.Errorf("build a profile: %w", err)
+		return nil, fmt.Errorf("profile: %w", err)
 	}
-	if len(b) > maxKernel {
-		return nil, fmt.Errorf("build a profile: %s has more than %d bytes: no kernel", path, maxKernel)
-	}
-	p, err := FromBytes(ctx, b, filepath.Base(path))
+	p, err := fromImage(ctx, b, filepath.Base(path))
 	if err != nil {
-		return nil, fmt.Errorf("build a profile of %s: %w", path, err)
+		return nil, fmt.Errorf("profile of %s: %w", path, err)
 	}
 	return p, nil
 }
 
-// FromBytes is FromFile for an image that is in memory; name is what the profile
-// says of its source.
-func FromBytes(ctx context.Context, b []byte, name string) (*isf.Profile, error) {
-	vmlinux, err := unpack(b)
+func fromImage(ctx context.Context, b []byte, name string) (*isf.Profile, error) {
+	vmlinux, err := unpackImage(b)
 	if err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	m, err := imageOfELF(vmlinux)
+	f, err := elf.NewFile(bytes.NewReader(vmlinux))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("no kernel: %w", err)
 	}
-	sum := sha256.Sum256(b)
-	return FromImage(ctx, m, isf.Source{Kind: "symtab", Name: name, HashType: "sha256", HashValue: hex.EncodeToString(sum[:])})
-}
-
-// FromImage makes a profile from a kernel's memory. It needs the segment with
-// the read-only data; with the data segment it also knows the arguments of
-// system calls. Symbols get the addresses that the image's kallsyms say.
-func FromImage(ctx context.Context, m *Image, source isf.Source) (*isf.Profile, error) {
-	all, err := findKallsyms(m)
-	if err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	at := landmarks(all)
 	out := isf.NewBuilder()
-	out.Meta.OS = "linux"
-	out.Meta.Symbols = []isf.Source{source}
-	banner, err := bannerOf(m, at)
-	if err != nil {
+	out.Meta.Source = name
+	out.Meta.BuildID = buildID(f)
+	if out.Symbols, err = kallsyms(f); err != nil {
 		return nil, err
 	}
-	raw, err := btfOf(m, at)
-	if err != nil {
-		return nil, err
-	}
-	types, err := addTypes(out, raw)
-	if err != nil {
+	if out.Meta.Banner, err = banner(f, out.Symbols); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	types.addSyscalls(m, all)
-	for _, s := range all {
-		var data []byte
-		switch s.name {
-		case isf.SymbolBanner:
-			data = banner
-		case isf.SymbolNotes:
-			data = between(m, at, isf.SymbolNotes, "__stop_notes", maxNotes)
-		}
-		out.AddSymbol(s.name, s.addr, types.ofSymbol(s), data)
+	if err := addBTF(f, out); err != nil {
+		return nil, err
 	}
 	return out.Profile()
 }
 
-// landmarks are the addresses of the symbols that build itself needs.
-func landmarks(all []symbol) map[string]uint64 {
-	at := map[string]uint64{}
-	for _, s := range all {
-		switch s.name {
-		case isf.SymbolBanner, isf.SymbolNotes, "__stop_notes", "__start_BTF", "__stop_BTF":
-			at[s.name] = s.addr
+// unpackImage finds the kernel's ELF in a bzImage: it tries each place that
+// looks like the start of a packed stream.
+func unpackImage(b []byte) ([]byte, error) {
+	if bytes.HasPrefix(b, []byte(elf.ELFMAG)) {
+		return b, nil
+	}
+	for _, format := range []struct {
+		name, magic string
+		open        func(io.Reader) (io.Reader, error)
+	}{
+		{"xz", "\xfd7zXZ\x00", openXZ},
+		{"zstd", "\x28\xb5\x2f\xfd", func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r, zstd.WithDecoderMaxWindow(1<<27)) }},
+		{"gzip", "\x1f\x8b\x08", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
+		{"lz4", "\x02\x21\x4c\x18", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
+	} {
+		for at := 0; ; at++ {
+			next := bytes.Index(b[at:], []byte(format.magic))
+			if next < 0 {
+				break
+			}
+			at += next
+			r, err := format.open(bytes.NewReader(b[at:]))
+			if err != nil {
+				continue
+			}
+			// What follows the stream in the image is no part of it, and the
+			// reader may complain: what counts is that an ELF came out.
+			plain, _ := io.ReadAll(io.LimitReader(r, maxImage))
+			if bytes.HasPrefix(plain, []byte(elf.ELFMAG)) && len(plain) > 1<<20 {
+				return plain, nil
+			}
 		}
 	}
-	return at
+	return nil, fmt.Errorf("no kernel in it that hprobe can unpack (it knows gzip, xz, zstd and lz4, and bare ELF)")
 }
 
-// The bounds of what is copied out of the image, in bytes.
-const (
-	maxBanner = 4096
-	maxNotes  = 16 << 10
-)
+// openXZ uses a reader that knows the filter for x86 code, which the kernel's
+// build has xz use, and which the one that profiles/isf uses lacks.
+func openXZ(r io.Reader) (io.Reader, error) { return xz.NewReader(r, xz.DefaultDictMax) }
 
-// bannerOf reads linux_banner up to and with its newline and NUL, the form in
-// which Volatility looks for it in memory.
-func bannerOf(m *Image, at map[string]uint64) ([]byte, error) {
-	addr, ok := at[isf.SymbolBanner]
-	if !ok {
-		return nil, errors.New("no symbol linux_banner: it is no Linux kernel")
+// maxBanner bounds linux_banner, in bytes.
+const maxBanner = 512
+
+// banner reads linux_banner, which every kernel has and Volatility looks for.
+func banner(f *elf.File, symbols []isf.Symbol) (string, error) {
+	for _, s := range symbols {
+		if s.Name != "linux_banner" {
+			continue
+		}
+		for _, section := range f.Sections {
+			if section.Type != elf.SHT_PROGBITS || s.Addr < section.Addr || s.Addr >= section.Addr+section.Size {
+				continue
+			}
+			b := make([]byte, min(maxBanner, section.Size-(s.Addr-section.Addr)))
+			if _, err := section.ReadAt(b, int64(s.Addr-section.Addr)); err != nil {
+				return "", fmt.Errorf("read linux_banner: %w", err)
+			}
+			text, _, ok := bytes.Cut(b, []byte("\n"))
+			if !ok || !bytes.HasPrefix(text, []byte("Linux version ")) {
+				return "", fmt.Errorf("linux_banner says %q: is it a Linux kernel?", b[:min(len(b), 40)])
+			}
+			return string(text), nil
+		}
 	}
-	b := m.upTo(addr, maxBanner)
-	end := bytes.IndexByte(b, 0)
-	if end < 0 || !bytes.HasPrefix(b, []byte("Linux version ")) {
-		return nil, fmt.Errorf("linux_banner says %q: it is no Linux kernel, or a damaged one", b[:min(len(b), 40)])
-	}
-	return b[:end+1], nil
+	return "", fmt.Errorf("no linux_banner in it: is it a Linux kernel?")
 }
 
-func btfOf(m *Image, at map[string]uint64) ([]byte, error) {
-	if _, ok := at["__start_BTF"]; !ok {
-		return nil, errNoBTF
+func buildID(f *elf.File) string {
+	for _, s := range f.Sections {
+		if s.Type != elf.SHT_NOTE {
+			continue
+		}
+		b, err := s.Data()
+		if err != nil {
+			continue
+		}
+		for len(b) >= 12 {
+			name, desc, kind := f.ByteOrder.Uint32(b), f.ByteOrder.Uint32(b[4:]), f.ByteOrder.Uint32(b[8:])
+			start := 12 + (uint64(name)+3)&^3
+			end := start + uint64(desc)
+			if end > uint64(len(b)) {
+				break
+			}
+			if kind == 3 && string(b[12:min(16, len(b))]) == "GNU\x00" {
+				return hex.EncodeToString(b[start:end])
+			}
+			b = b[min((end+3)&^3, uint64(len(b))):]
+		}
 	}
-	b := between(m, at, "__start_BTF", "__stop_BTF", maxBTF)
-	if len(b) == 0 {
-		return nil, errNoBTF
-	}
-	return b, nil
-}
-
-// between returns the bytes from one symbol to another; nil where they are not
-// in the image or more than limit.
-func between(m *Image, at map[string]uint64, from, to string, limit uint64) []byte {
-	start, end := at[from], at[to]
-	if start == 0 || end <= start || end-start > limit {
-		return nil
-	}
-	b, err := m.bytes(start, end-start)
-	if err != nil {
-		return nil
-	}
-	return b
+	return ""
 }

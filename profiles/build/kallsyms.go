@@ -2,348 +2,255 @@ package build
 
 import (
 	"bytes"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sort"
+
+	"github.com/hprobe/hprobe/profiles/isf"
 )
 
-// Kallsyms (kernel/kallsyms.c, scripts/kallsyms.c) is the kernel's own symbol
-// table. It has no header and its parts have no fixed place; they are found by
-// their shape. What they are, in order of the address:
+// The kernel's own symbol table (kernel/kallsyms.c, scripts/kallsyms.c): names
+// packed by a table of 256 tokens, a marker for each 256 names, and addresses as
+// 32-bit offsets. It has no header; the order of its parts changed in Linux 6.4:
 //
-//	Linux 4.20…6.4:  offsets, relative_base, num_syms, names, markers, (seqs_of_names,) token_table, token_index
-//	Linux 6.5…:      num_syms, names, markers, token_table, token_index, offsets, relative_base, seqs_of_names
-//	Linux 7.x:       as 6.5, but without relative_base, and with the parts aligned to 4 bytes, not 8
+//	before: offsets, relative_base, num_syms, names, markers, (seqs_of_names,) token_table, token_index
+//	since:  num_syms, names, markers, token_table, token_index, offsets, relative_base, (seqs_of_names)
 //
-//	token_table    256 strings, each ended by a NUL: names are written in tokens, one byte each
-//	token_index    for each token its offset in token_table, u16
-//	names          for each symbol its length in tokens (since 6.1 ULEB128 of 2 bytes from 128 on), then its tokens;
-//	               the first character that comes out is the type, as nm has it
-//	markers        the offset in names of each 256th symbol, u32
-//	offsets        for each symbol an i32: see addresses
-type kallsyms struct {
-	b    []byte // the segment
-	addr uint64 // of its first byte
-
-	tokens     [256][]byte
-	tableStart int // offsets in b: of token_table,
-	indexEnd   int // the end of token_index,
-	numAt      int // num_syms,
-	names      int // names
-	num        int // symbols
-	tries      int // of what looked like markers or num_syms
+// seqs_of_names came with Linux 6.2, and with updates of 6.1.
+type table struct {
+	b      []byte // the section
+	addr   uint64 // of its first byte
+	tokens [256][]byte
+	index  int // where token_table is …
+	after  int // … and the end of token_index
+	numAt  int // where num_syms is …
+	names  int // … and the names
+	num    int // symbols
 }
 
-// symbol is one line of what /proc/kallsyms would show.
-type symbol struct {
-	name string
-	kind byte
-	addr uint64
-}
-
-// The bounds of kallsyms, far above and below what distributions have (150,000
-// to 250,000 symbols, 3 MB of names).
 const (
-	minSymbols    = 1000
-	maxSymbols    = 1 << 21
-	maxNamesBytes = 64 << 20
-	maxTokenBytes = 512 // a token; KSYM_NAME_LEN
-	symsPerMarker = 256
-	maxTokenTable = 1 << 16 // token_index has 16 bits for it
-	maxNameLen    = 2048
-	// What looks right and is not: once in a while by chance, often by malice.
-	maxTables    = 16
-	maxTries     = 4096
-	maxNameBytes = 256 // of one name in tokens, on average over 256
+	maxSymbols = 1 << 21
+	perMarker  = 256
 )
 
-var errNoKallsyms = errors.New("no kallsyms: the kernel was built without CONFIG_KALLSYMS, or it is no Linux kernel")
+// errNoKallsyms says that a section has no such table.
+var errNoKallsyms = errors.New("no kallsyms in it: is it a Linux kernel with CONFIG_KALLSYMS?")
 
-// findKallsyms finds and decodes the table in one of the segments.
-func findKallsyms(m *Image) ([]symbol, error) {
-	var problem error
-	for _, s := range m.Segments {
-		all, err := decodeKallsyms(s.Data, s.Addr)
-		if err == nil {
-			return all, nil
+func kallsyms(f *elf.File) ([]isf.Symbol, error) {
+	for _, s := range f.Sections {
+		if s.Type != elf.SHT_PROGBITS || s.Flags&elf.SHF_ALLOC == 0 || s.Flags&elf.SHF_EXECINSTR != 0 {
+			continue
 		}
-		if !errors.Is(err, errNoKallsyms) {
-			problem = err
+		b, err := s.Data()
+		if err != nil {
+			return nil, fmt.Errorf("section %s: %w", s.Name, err)
 		}
-	}
-	if problem != nil {
-		return nil, problem
+		all, err := decodeKallsyms(b, s.Addr)
+		if errors.Is(err, errNoKallsyms) {
+			continue
+		}
+		return all, err
 	}
 	return nil, errNoKallsyms
 }
 
-// digits are the tokens of '0' to '9'. A character that occurs in names is its
-// own token, and no kernel does without digits.
-var digits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
-
-func decodeKallsyms(b []byte, addr uint64) ([]symbol, error) {
-	var problem error = errNoKallsyms
-	for from, tables := 0, 0; ; {
+// decodeKallsyms finds the table in a piece of a kernel and decodes it.
+func decodeKallsyms(b []byte, addr uint64) ([]isf.Symbol, error) {
+	// The tokens of the digits, which no kernel does without.
+	digits := []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
+	for from := 0; ; {
 		at := bytes.Index(b[from:], digits)
-		if at < 0 || tables > maxTables {
-			return nil, problem
+		if at < 0 {
+			return nil, errNoKallsyms
 		}
 		at += from
 		from = at + 1
-		k := &kallsyms{b: b, addr: addr}
-		if !k.findTokens(at) {
-			continue
+		t := &table{b: b, addr: addr}
+		if t.findTokens(at) && t.findNames() {
+			return t.symbols()
 		}
-		tables++
-		if !k.findNames() {
-			continue
-		}
-		all, err := k.symbols()
-		if err == nil {
-			return all, nil
-		}
-		problem = err
 	}
 }
 
-// align rounds an offset up, so that its address is a multiple of n.
-func (k *kallsyms) align(at, n int) int {
-	return at + int(-(k.addr+uint64(at))&uint64(n-1))
-}
-
-// findTokens takes the token table that has the token of '0' at an offset, and
-// checks it against the index behind it.
-func (k *kallsyms) findTokens(zero int) bool {
-	end := zero
-	for range 256 - '0' {
-		n := bytes.IndexByte(k.b[end:min(len(k.b), end+maxTokenBytes)], 0)
-		if n < 0 {
+// findTokens reads the 256 tokens around the one of '0', and checks the index
+// behind them.
+func (t *table) findTokens(zero int) bool {
+	at := zero
+	for range '0' { // back to the first token: each ends with a NUL
+		end := at - 1
+		if end < 0 || t.b[end] != 0 {
 			return false
 		}
-		end += n + 1
+		at = bytes.LastIndexByte(t.b[max(0, end-64):end], 0) + 1 + max(0, end-64)
 	}
-	for _, alignment := range []int{8, 4, 2} {
-		at := k.align(end, alignment)
-		if at+512 > len(k.b) {
+	// The table begins at a multiple of 8 (ALGN in scripts/kallsyms.c): the
+	// first token may have been taken for longer, or padding for tokens.
+	t.index = at
+	offsets := make([]int, 256)
+	for i := range t.tokens {
+		end := bytes.IndexByte(t.b[at:min(len(t.b), at+64)], 0)
+		if end < 0 {
+			return false
+		}
+		offsets[i] = at - t.index
+		t.tokens[i] = t.b[at : at+end]
+		at += end + 1
+	}
+	at = t.align(at)
+	if at+512 > len(t.b) {
+		return false
+	}
+	for i, want := range offsets {
+		if int(binary.LittleEndian.Uint16(t.b[at+2*i:])) != want {
+			return false
+		}
+	}
+	t.after = t.align(at + 512)
+	return true
+}
+
+// align rounds an offset up to where the next part begins.
+func (t *table) align(at int) int { return int((t.addr+uint64(at)+7)&^7 - t.addr) }
+
+// How far before the tokens the names may begin, in bytes, and how many symbols
+// a kernel has at least.
+const (
+	maxNames   = 16 << 20
+	minSymbols = 1000
+)
+
+// findNames finds num_syms and the names, somewhere before the tokens: at a
+// number that as many names follow, and then the markers that fit them.
+func (t *table) findNames() bool {
+	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames; at -= 8 {
+		n := binary.LittleEndian.Uint32(t.b[at:])
+		if n < minSymbols || n > maxSymbols || binary.LittleEndian.Uint32(t.b[at+4:]) != 0 {
 			continue
 		}
-		index := func(i int) int { return int(binary.LittleEndian.Uint16(k.b[at+2*i:])) }
-		start := zero - index('0')
-		if start < 0 || index(0) != 0 || end-start > maxTokenTable {
-			continue
-		}
-		ok := true
-		for i := range k.tokens {
-			from, to := start+index(i), end
-			if i < 255 {
-				to = start + index(i+1)
+		t.numAt, t.num, t.names = at, int(n), t.align(at+4)
+		var first, last int // offsets of name 256 and of the last one with a marker
+		end, ok := t.walk(func(i, at int, _ []byte) {
+			if i == perMarker {
+				first = at
 			}
-			if from >= to || to > end || bytes.IndexByte(k.b[from:to], 0) != to-from-1 {
-				ok = false
-				break
+			if i%perMarker == 0 {
+				last = at
 			}
-			k.tokens[i] = k.b[from : to-1]
-		}
-		if ok {
-			k.tableStart, k.indexEnd = start, at+512
+		})
+		if ok && t.marked(t.align(end), first, last) {
 			return true
 		}
 	}
 	return false
 }
 
-// findNames finds the markers, somewhere before the tokens, and from them the
-// names, which end there, and num_syms.
-func (k *kallsyms) findNames() bool {
-	u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(k.b[at:]) }
-	for at := k.align(k.tableStart-8, 4); at >= 8 && at > k.tableStart-maxNamesBytes; at -= 4 {
-		if u32(at) != 0 {
-			continue
-		}
-		n := 1 // markers: they rise by the bytes of 256 names
-		for next := at + 4; next+4 <= k.tableStart; next += 4 {
-			if d := int64(u32(next)) - int64(u32(next-4)); d < 2*symsPerMarker || d > maxNameBytes*symsPerMarker {
-				break
-			}
-			n++
-		}
-		if n < minSymbols/symsPerMarker {
-			continue
-		}
-		if k.tries++; k.tries > maxTries {
-			return false
-		}
-		if k.findNum(at, n, int(u32(at+4*(n-1)))) {
-			return true
-		}
+// marked checks that the markers are at an offset.
+func (t *table) marked(at, first, last int) bool {
+	n := (t.num + perMarker - 1) / perMarker
+	if at+4*n > len(t.b) {
+		return false
 	}
-	return false
+	marker := func(i int) int { return int(binary.LittleEndian.Uint32(t.b[at+4*i:])) }
+	return marker(0) == 0 && marker(1) == first && marker(n-1) == last
 }
 
-// findNum finds num_syms and the names before n markers, of which the last one
-// is given.
-func (k *kallsyms) findNum(markers, n, last int) bool {
-	end := markers - last - 2 // at least one name is behind the last marker
-	for at := k.align(end-8, 4); at >= 0 && at > end-maxNameBytes*symsPerMarker; at -= 4 {
-		num := int(binary.LittleEndian.Uint32(k.b[at:]))
-		if (num+symsPerMarker-1)/symsPerMarker != n || num < minSymbols || num > maxSymbols {
-			continue
+// walk goes through all names and hands each to f: its number, its offset in
+// the names, and its packed bytes. It returns where they end.
+func (t *table) walk(f func(i, at int, packed []byte)) (end int, ok bool) {
+	at := t.names
+	for i := range t.num {
+		if at+2 > t.index {
+			return 0, false
 		}
-		k.numAt, k.num = at, num
-		for _, alignment := range []int{8, 4} {
-			k.names = k.align(at+4, alignment)
-			if k.tries++; k.tries > maxTries {
-				return false
-			}
-			if k.namesFit(markers) {
-				return true
-			}
+		start, n := at, int(t.b[at])
+		at++
+		if n&0x80 != 0 { // since 6.1: two bytes for a long one
+			n = n&0x7f | int(t.b[at])<<7
+			at++
 		}
+		if n == 0 || at+n > t.index {
+			return 0, false
+		}
+		f(i, start-t.names, t.b[at:at+n])
+		at += n
 	}
-	return false
+	return at, true
 }
 
-// namesFit goes through all names, and checks the markers behind them.
-func (k *kallsyms) namesFit(markers int) bool {
-	at := k.names
-	for i := range k.num {
-		if i%symsPerMarker == 0 {
-			want := binary.LittleEndian.Uint32(k.b[markers+4*(i/symsPerMarker):])
-			if uint32(at-k.names) != want {
-				return false
-			}
-		}
-		start, n := k.name(at)
-		if n == 0 {
-			return false
-		}
-		at = start + n
-	}
-	return at <= markers && markers-at < 8
-}
-
-// name returns where the tokens of the name at an offset start, and how many
-// they are: 0 where there is no name.
-func (k *kallsyms) name(at int) (start, n int) {
-	if at+2 > k.tableStart {
-		return 0, 0
-	}
-	n = int(k.b[at])
-	start = at + 1
-	if n&0x80 != 0 {
-		n = n&0x7f | int(k.b[at+1])<<7
-		start = at + 2
-	}
-	if start+n > k.tableStart {
-		return 0, 0
-	}
-	return start, n
-}
-
-func (k *kallsyms) symbols() ([]symbol, error) {
-	addrs, err := k.addresses()
+func (t *table) symbols() ([]isf.Symbol, error) {
+	addrs, err := t.addresses()
 	if err != nil {
 		return nil, err
 	}
-	all := make([]symbol, 0, k.num)
-	name := make([]byte, 0, maxNameLen)
-	at := k.names
-	for i := range k.num {
-		start, n := k.name(at)
+	all := make([]isf.Symbol, 0, t.num)
+	var name []byte
+	_, ok := t.walk(func(i, _ int, packed []byte) {
 		name = name[:0]
-		for _, token := range k.b[start : start+n] {
-			name = append(name, k.tokens[token]...)
-			if len(name) > maxNameLen {
-				return nil, fmt.Errorf("kallsyms: symbol %d has a name of more than %d bytes", i, maxNameLen)
-			}
+		for _, token := range packed {
+			name = append(name, t.tokens[token]...)
 		}
-		if len(name) < 2 {
-			return nil, fmt.Errorf("kallsyms: symbol %d has no name", i)
+		if len(name) > 1 { // the first letter is the type, as nm has it
+			all = append(all, isf.Symbol{Name: string(name[1:]), Addr: addrs[i]})
 		}
-		all = append(all, symbol{string(name[1:]), name[0], addrs[i]})
-		at = start + n
+	})
+	if !ok || len(all) == 0 {
+		return nil, errNoKallsyms
 	}
 	return all, nil
 }
 
-// kernelBase is where x86-64 Linux is linked, and where its slide starts from
-// (__START_KERNEL_map).
-const kernelBase = 0xffff_ffff_8000_0000
+// kernelText is where x86-64 Linux is linked to: an address from there on is
+// what tells the right table of offsets.
+const kernelText = 0xffffffff80000000
 
-// addresses reads the offsets, wherever they are and whatever they count from.
-// The table is sorted by address, and so wrong guesses do not stand.
-func (k *kallsyms) addresses() ([]uint64, error) {
-	for _, alignment := range []int{8, 4} {
-		at := k.align(k.indexEnd, alignment)
-		if a := k.fromBase(at, k.align(at+4*k.num, 8)); a != nil { // Linux 6.5…
-			return a, nil
+// addresses reads the offsets, on whichever side of the names they are.
+func (t *table) addresses() ([]uint64, error) {
+	size := t.align(t.after+4*t.num) - t.after
+	for _, at := range []struct{ offsets, base int }{
+		{t.after, t.after + size},                     // since 6.4
+		{t.numAt - 8 - roundUp(4*t.num), t.numAt - 8}, // before
+	} {
+		if at.offsets < 0 || at.base < 0 || at.base+8 > len(t.b) {
+			continue
 		}
-		if a := k.fromHere(at); a != nil { // Linux 7.x
-			return a, nil
-		}
-	}
-	base := k.align(k.numAt-7, 8) - 8 // Linux 4.20…6.4
-	if k.align(k.numAt, 8) == k.numAt {
-		base = k.numAt - 8
-	}
-	for _, n := range []int{4 * k.num, (4*k.num + 7) &^ 7} {
-		if a := k.fromBase(base-n, base); a != nil {
-			return a, nil
+		base := binary.LittleEndian.Uint64(t.b[at.base:])
+		if addrs, ok := relative(t.b[at.offsets:], t.num, base); ok {
+			return addrs, nil
 		}
 	}
-	return nil, fmt.Errorf("kallsyms: the addresses of its %d symbols are not where they are in Linux 4.20 to 7.2", k.num)
+	return nil, fmt.Errorf("kallsyms: the addresses of its %d names are not where they are in the kernels that hprobe knows", t.num)
 }
 
-// fromBase takes offsets from relative_base. Until Linux 6.14 x86-64 has
-// CONFIG_KALLSYMS_ABSOLUTE_PERCPU: an offset that is not negative is then the
-// address of a per-CPU variable, and a negative one counts down from base - 1.
-func (k *kallsyms) fromBase(offsets, base int) []uint64 {
-	if offsets < 0 || base < 0 || base+8 > len(k.b) || offsets+4*k.num > len(k.b) {
-		return nil
+func roundUp(n int) int { return (n + 7) &^ 7 }
+
+// relative turns offsets into addresses. With CONFIG_KALLSYMS_ABSOLUTE_PERCPU
+// (x86-64 until Linux 6.14) an offset that is not negative is an address of its
+// own, of a per-CPU variable.
+func relative(b []byte, num int, base uint64) ([]uint64, bool) {
+	if base < kernelText {
+		return nil, false
 	}
-	from := binary.LittleEndian.Uint64(k.b[base:])
-	if from < kernelBase {
-		return nil
+	negative := 0
+	for i := range num {
+		if int32(binary.LittleEndian.Uint32(b[4*i:])) < 0 {
+			negative++
+		}
 	}
-	// The last symbol is far behind base: it tells which of both it is.
-	perCPU := k.int32(offsets, k.num-1) < 0
-	return k.sorted(func(i int) uint64 {
-		switch off := k.int32(offsets, i); {
-		case !perCPU:
-			return from + uint64(uint32(off))
+	percpu := negative > num/2
+	addrs := make([]uint64, num)
+	for i := range addrs {
+		off := int32(binary.LittleEndian.Uint32(b[4*i:]))
+		switch {
+		case !percpu:
+			addrs[i] = base + uint64(uint32(off))
 		case off < 0:
-			return from - 1 - uint64(int64(off))
+			addrs[i] = base + uint64(-1-int64(off))
 		default:
-			return uint64(off)
-		}
-	})
-}
-
-// fromHere takes offsets from the place of each offset itself.
-func (k *kallsyms) fromHere(offsets int) []uint64 {
-	if offsets+4*k.num > len(k.b) {
-		return nil
-	}
-	return k.sorted(func(i int) uint64 {
-		return k.addr + uint64(offsets+4*i) + uint64(int64(k.int32(offsets, i)))
-	})
-}
-
-func (k *kallsyms) int32(offsets, i int) int32 {
-	return int32(binary.LittleEndian.Uint32(k.b[offsets+4*i:]))
-}
-
-// sorted collects the addresses if they rise and end in the kernel.
-func (k *kallsyms) sorted(addr func(i int) uint64) []uint64 {
-	all := make([]uint64, k.num)
-	for i := range all {
-		all[i] = addr(i)
-		if i > 0 && all[i] < all[i-1] {
-			return nil
+			addrs[i] = uint64(uint32(off))
 		}
 	}
-	if all[0] == all[k.num-1] || all[k.num-1] < kernelBase {
-		return nil
-	}
-	return all
+	// The table is sorted by address.
+	return addrs, sort.SliceIsSorted(addrs, func(i, j int) bool { return addrs[i] < addrs[j] })
 }

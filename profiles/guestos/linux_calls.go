@@ -1,0 +1,92 @@
+package guestos
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// Arg says where an argument of a function is at its first instruction.
+type Arg struct {
+	Name string
+	// Register is the number of the register that holds it, in encoding order.
+	Register int
+	// InPtRegs: the register points to a struct pt_regs, which has it at Offset.
+	InPtRegs bool
+	Offset   uint64
+	Type     isf.Type
+}
+
+// Read returns the argument's value. mem reads 8 bytes of guest memory.
+func (a *Arg) Read(regs *xenevents.Registers, mem func(xenevents.GVA) (uint64, error)) (uint64, error) {
+	v := *regs.GPR(a.Register)
+	if !a.InPtRegs {
+		return v, nil
+	}
+	return mem(xenevents.GVA(v + a.Offset))
+}
+
+// The System V calling convention's registers for integer arguments, in
+// encoding order: RDI, RSI, RDX, RCX, R8, R9. A system call has R10 for RCX.
+var (
+	functionRegisters = []int{7, 6, 2, 1, 8, 9}
+	syscallFields     = []string{"di", "si", "dx", "r10", "r8", "r9"}
+)
+
+// syscallWrapper is what the functions are called that x86-64 Linux (4.17 and
+// later) enters for a system call, with a struct pt_regs instead of arguments.
+const syscallWrapper = "__x64_sys_"
+
+// syscallPrototypes are the inner functions that have the real prototype.
+var syscallPrototypes = []string{"__do_sys_", "ksys_", "__se_sys_"}
+
+// ErrNoPrototype says that the profile does not know the arguments of a function.
+var ErrNoPrototype = errors.New("its arguments are not in the profile")
+
+// Args returns the arguments of a function: names and types from the profile
+// where it has them. The arguments of a system call are arg0 to arg5 where
+// their names are not known.
+func Args(p *isf.Profile, function string) ([]Arg, error) {
+	if call, ok := strings.CutPrefix(function, syscallWrapper); ok {
+		return syscallArgs(p, call)
+	}
+	f, err := p.Func(function)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", function, ErrNoPrototype)
+	}
+	var all []Arg
+	for i, param := range f.Params {
+		if i < len(functionRegisters) {
+			all = append(all, Arg{Name: param.Name, Register: functionRegisters[i], Type: param.Type})
+		}
+	}
+	return all, nil
+}
+
+func syscallArgs(p *isf.Profile, call string) ([]Arg, error) {
+	var params []isf.Param
+	for _, prefix := range syscallPrototypes {
+		if f, err := p.Func(prefix + call); err == nil {
+			params = f.Params
+			break
+		}
+	}
+	all := make([]Arg, len(syscallFields))
+	for i, field := range syscallFields {
+		at, err := p.Field("pt_regs", field)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = Arg{Name: fmt.Sprintf("arg%d", i), Register: functionRegisters[0], InPtRegs: true, Offset: at.Offset, Type: at.Type}
+		if i < len(params) && params[i].Name != "" {
+			all[i].Name, all[i].Type = params[i].Name, params[i].Type
+		}
+	}
+	if params != nil {
+		all = all[:min(len(params), len(all))]
+	}
+	return all, nil
+}

@@ -1,0 +1,167 @@
+// Package guestos says what is where in a running Linux guest: the slide of
+// KASLR, modules and their symbols, the calling conventions. Every offset comes
+// from the guest's profile, by name; none is in the code.
+//
+// The files are called linux_*.go and compile everywhere: it is the guest's
+// system, not this machine's.
+package guestos
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/guestmem"
+)
+
+// WrongProfileError says that a profile is of another kernel than the guest's.
+type WrongProfileError struct {
+	Profile string // its banner
+	Guest   string // the guest's, "" where none was found
+}
+
+func (e *WrongProfileError) Error() string {
+	if e.Guest == "" {
+		return fmt.Sprintf("the profile is of another kernel than the guest's: it is of %q; make one of the guest's own kernel (hprobe profile build)", e.Profile)
+	}
+	return fmt.Sprintf("the profile is of another kernel than the guest's: it is of %q, the guest runs %q; make one of that (hprobe profile build)", e.Profile, e.Guest)
+}
+
+// Kernel is a running Linux kernel seen from outside. It belongs to one goroutine.
+type Kernel struct {
+	Profile *isf.Profile
+	// Slide is what KASLR added to every address of the profile.
+	Slide uint64
+	// Space maps the whole kernel, and what was mapped of the process that ran
+	// when it was found.
+	Space xenevents.AddressSpace
+
+	mem *guestmem.Reader
+}
+
+// Domain is what is read of a guest.
+type Domain interface {
+	xenevents.Memory
+	xenevents.VCPUs
+}
+
+// slideStep is what KASLR's slide is a multiple of (CONFIG_PHYSICAL_ALIGN).
+const slideStep = 2 << 20
+
+// syscallEntries are the symbols that LSTAR may point to.
+var syscallEntries = []string{"entry_SYSCALL_64", "entry_SYSCALL_64_trampoline"}
+
+// FindKernel finds the kernel of a guest from the LSTAR register of a vCPU,
+// which holds the address of the system call entry, and makes sure of it by
+// reading the banner there. vCPUs that do not run yet have no LSTAR: it tries all.
+func FindKernel(dom Domain, vcpus int, profile *isf.Profile) (*Kernel, error) {
+	k := &Kernel{Profile: profile, mem: guestmem.NewReader(dom)}
+	errs := []error{errors.New("no vCPU has a system call entry: is it booted?")}
+	for v := range min(vcpus, 512) {
+		regs, err := dom.Registers(xenevents.VCPU(v))
+		if err != nil || regs.LSTAR == 0 {
+			continue
+		}
+		if regs.CR4&xenevents.CR4LA57 != 0 {
+			return nil, &xenevents.UnsupportedError{Feature: "a guest with 5-level page tables", Need: `start it with "no5lvl" on its kernel's command line`}
+		}
+		err = k.find(&regs)
+		if err == nil {
+			return k, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errs[len(errs)-1]
+}
+
+func (k *Kernel) find(regs *xenevents.Registers) error {
+	want := k.Profile.Meta().Banner
+	wrong := &WrongProfileError{Profile: want}
+	for _, name := range syscallEntries {
+		entry, err := k.Profile.Address(name)
+		if err != nil {
+			continue
+		}
+		slide := regs.LSTAR - entry
+		if slide%slideStep != 0 {
+			continue
+		}
+		banner, err := k.Profile.Address("linux_banner")
+		if err != nil {
+			return err
+		}
+		for _, space := range kernelSpaces(regs) {
+			text, err := k.mem.ReadCString(space, xenevents.GVA(banner+slide), 512)
+			if err != nil {
+				continue
+			}
+			if text = strings.TrimRight(text, "\n"); text == want {
+				k.Slide, k.Space = slide, space
+				return nil
+			}
+			wrong.Guest = printable(text)
+		}
+	}
+	return wrong
+}
+
+// printable keeps what a hostile guest calls its banner from being more than
+// one line of text.
+func printable(s string) string {
+	if !strings.HasPrefix(s, "Linux version ") {
+		return ""
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// kernelSpaces returns the page-table roots that may map the kernel. With KPTI a
+// process has two, one page apart, and in user mode CR3 has the one that lacks
+// the kernel, with bit 12 set; without KPTI bit 12 may be an address's, and the
+// page before some other process's root, which maps the kernel as well, or none.
+func kernelSpaces(regs *xenevents.Registers) []xenevents.AddressSpace {
+	s := xenevents.AddressSpaceOf(regs)
+	if s.Root&xenevents.PageSize == 0 {
+		return []xenevents.AddressSpace{s}
+	}
+	k := s
+	k.Root &^= xenevents.PageSize
+	return []xenevents.AddressSpace{k, s}
+}
+
+// Address returns where a symbol of the kernel is in the guest.
+func (k *Kernel) Address(symbol string) (xenevents.GVA, error) {
+	a, err := k.Profile.Address(symbol)
+	return xenevents.GVA(a + k.Slide), err
+}
+
+// Symbolize writes an address in the guest as "symbol+0x12", and false where
+// that is not in the kernel proper.
+func (k *Kernel) Symbolize(at xenevents.GVA) (string, bool) {
+	return k.Profile.Symbolize(uint64(at) - k.Slide)
+}
+
+func (k *Kernel) read64(at uint64) (uint64, error) {
+	return k.mem.ReadUint64(k.Space, xenevents.GVA(at))
+}
+
+func (k *Kernel) read32(at uint64) (uint32, error) {
+	return k.mem.ReadUint32(k.Space, xenevents.GVA(at))
+}
+
+// text reads a string of at most limit bytes, up to its NUL.
+func (k *Kernel) text(at uint64, limit int) (string, error) {
+	b := make([]byte, limit)
+	n, err := k.mem.ReadGVA(k.Space, b, xenevents.GVA(at))
+	if end := bytes.IndexByte(b[:n], 0); end >= 0 {
+		return string(b[:end]), nil
+	}
+	return string(b[:n]), err
+}
