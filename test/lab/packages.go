@@ -120,7 +120,7 @@ func bochs(ctx context.Context, cache string, say func(string)) (string, error) 
 		build := `CXXFLAGS=-O2 ./configure --with-nogui --enable-smp --enable-x86-64 --enable-vmx=2 --enable-cpu-level=6 --enable-all-optimizations \
 			--enable-pci --enable-fpu --enable-avx --enable-evex --disable-docbook --disable-plugins > configure.log 2>&1 && make -j"$(nproc)" > make.log 2>&1`
 		if _, err := command(ctx, src, "sh", "-c", build); err != nil {
-			return fmt.Errorf("Bochs does not build (see make.log and configure.log in %s): %w", src, err)
+			return fmt.Errorf("the emulator does not build (see make.log and configure.log in %s): %w", src, err)
 		}
 		if err := os.Rename(filepath.Join(src, "bochs"), tmp); err != nil {
 			return err

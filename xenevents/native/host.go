@@ -121,7 +121,7 @@ func tryVersions(try func(uint32) error) (uint32, error) {
 
 func (h *Host) unknown(what string, err error) error {
 	if errors.Is(err, sys.EPERM) {
-		return fmt.Errorf("Xen refuses the %s interface: hprobe runs in dom0, as root: %w", what, err)
+		return fmt.Errorf("the %s interface is refused by Xen: hprobe runs in dom0, as root: %w", what, err)
 	}
 	return &xenevents.UnsupportedError{Feature: fmt.Sprintf("the %s interface of Xen %d.%d%s", what, h.ver.Major, h.ver.Minor, h.ver.Extra),
 		Need: "this hprobe knows Xen 4.14 to 4.22; a newer hprobe may know more", Err: err}

@@ -9,14 +9,12 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"time"
 )
 
 // The xenstore wire (xen/include/public/io/xs_wire.h): type, request id,
 // transaction id and length, each u32, then the payload.
 const (
-	xsDirectory  = 1
 	xsRead       = 2
 	xsError      = 16
 	xsHeader     = 16
@@ -62,15 +60,6 @@ func openXenstore(ctx context.Context) (*xenstore, error) {
 func (x *xenstore) read(path string) (string, error) {
 	v, err := x.ask(xsRead, path)
 	return string(v), err
-}
-
-// list returns the names of the entries below one.
-func (x *xenstore) list(path string) ([]string, error) {
-	v, err := x.ask(xsDirectory, path)
-	if err != nil || len(v) == 0 {
-		return nil, err
-	}
-	return strings.Split(strings.TrimSuffix(string(v), "\x00"), "\x00"), nil
 }
 
 func (x *xenstore) ask(op uint32, path string) ([]byte, error) {
