@@ -66,6 +66,15 @@ func Args(p *isf.Profile, function string) ([]Arg, error) {
 	return all, nil
 }
 
+// UntypedArgs returns the six registers that arguments of a function may be in.
+func UntypedArgs() []Arg {
+	all := make([]Arg, len(functionRegisters))
+	for i, r := range functionRegisters {
+		all[i] = Arg{Name: fmt.Sprintf("arg%d", i), Register: r}
+	}
+	return all
+}
+
 func syscallArgs(p *isf.Profile, call string) ([]Arg, error) {
 	var params []isf.Param
 	for _, prefix := range syscallPrototypes {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
@@ -35,11 +36,12 @@ type Kernel struct {
 	Profile *isf.Profile
 	// Slide is what KASLR added to every address of the profile.
 	Slide uint64
-	// Space maps the whole kernel, and what was mapped of the process that ran
-	// when it was found.
+	// Space maps the whole kernel, and no process.
 	Space xenevents.AddressSpace
 
-	mem *guestmem.Reader
+	mem      *guestmem.Reader
+	taskOnce sync.Once
+	task     taskLayout
 }
 
 // Domain is what is read of a guest.
@@ -100,12 +102,27 @@ func (k *Kernel) find(regs *xenevents.Registers) error {
 			}
 			if text = strings.TrimRight(text, "\n"); text == want {
 				k.Slide, k.Space = slide, space
-				return nil
+				return k.useOwnRoot()
 			}
 			wrong.Guest = printable(text)
 		}
 	}
 	return wrong
+}
+
+// useOwnRoot goes over to the kernel's own page-table root, which maps all of it
+// for ever. That of a process is free for another use once the process ended.
+func (k *Kernel) useOwnRoot() error {
+	at, err := k.Address("init_top_pgt")
+	if err != nil {
+		return err
+	}
+	t, err := k.mem.Translate(k.Space, at)
+	if err != nil {
+		return fmt.Errorf("the kernel's page-table root: %w", err)
+	}
+	k.Space.Root = t.GPA
+	return nil
 }
 
 // printable keeps what a hostile guest calls its banner from being more than
@@ -160,8 +177,13 @@ func (k *Kernel) read32(at uint64) (uint32, error) {
 func (k *Kernel) text(at uint64, limit int) (string, error) {
 	b := make([]byte, limit)
 	n, err := k.mem.ReadGVA(k.Space, b, xenevents.GVA(at))
-	if end := bytes.IndexByte(b[:n], 0); end >= 0 {
-		return string(b[:end]), nil
+	if bytes.IndexByte(b[:n], 0) >= 0 {
+		err = nil
 	}
-	return string(b[:n]), err
+	return untilNUL(b[:n]), err
+}
+
+func untilNUL(b []byte) string {
+	text, _, _ := bytes.Cut(b, []byte{0})
+	return string(text)
 }

@@ -43,6 +43,30 @@ type Type struct {
 	BitsType *Type  `json:"type,omitempty"`         // bitfield: of what
 }
 
+// String writes a type as C does: "struct iovec *". The zero Type is "".
+func (t Type) String() string { return t.text(0) }
+
+func (t Type) text(depth int) string {
+	sub := "void"
+	if t.Subtype != nil && depth < maxDepth {
+		sub = t.Subtype.text(depth + 1)
+	}
+	switch t.Kind {
+	case Struct, Union, Enum, Class:
+		return string(t.Kind) + " " + t.Name
+	case Pointer:
+		if strings.HasSuffix(sub, "*") {
+			return sub + "*"
+		}
+		return sub + " *"
+	case Array:
+		return fmt.Sprintf("%s[%d]", sub, t.Count)
+	case Function:
+		return "function"
+	}
+	return t.Name
+}
+
 // Field is a member of a struct or union. Offset is in bytes.
 type Field struct {
 	Offset    uint64 `json:"offset"`

@@ -186,6 +186,15 @@ func (p *Profile) WriteJSON(w io.Writer) error {
 	return nil
 }
 
+// WriteJSONXZ is WriteJSON, packed as Volatility's own files are.
+func (p *Profile) WriteJSONXZ(w io.Writer) error {
+	x, err := xz.NewWriter(w)
+	if err != nil {
+		return fmt.Errorf("write ISF: %w", err)
+	}
+	return errors.Join(p.WriteJSON(x), x.Close())
+}
+
 func sourceJSON(name string) []byte {
 	j, err := json.Marshal(source{Kind: "vmlinux", Name: name})
 	if err != nil {

@@ -58,15 +58,14 @@ var mayImport = map[string][]string{
 	"cmd/hprobed":             {"cmd/internal"},
 	"cmd/hprobe":              {"cmd/internal"},
 	"cmd/internal/controlapi": {},
-	"cmd/internal/render":     {"cmd/internal/controlapi"},
-	"cmd/internal":            {"xenevents", "profiles", "detectors", "plugins", "test/lab"},
+	"cmd/internal":            {"cmd/internal/controlapi", "xenevents", "profiles", "detectors", "plugins", "test/lab"},
 
 	"test/arch":   {},
 	"test/report": {},
 	"test/lab":    {},
-	"test/guests": {},
-	"test/demo":   {"test/lab"},
-	"test/xen":    {"test/lab", "cmd", "xenevents", "profiles", "detectors"},
+	"test/guests": {"test/lab"},
+	"test/demo":   {"test/lab", "test/guests"},
+	"test/xen":    {"test/lab", "test/guests", "cmd", "xenevents", "profiles", "detectors"},
 	"test/bench":  {"test/lab"},
 }
 

@@ -116,7 +116,7 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 var tools = []struct{ program, pkg string }{
 	{"mmdebstrap", "mmdebstrap"}, {"dpkg-source", "dpkg-dev"}, {"g++", "g++"}, {"gcc", "gcc"}, {"make", "make"}, {"patch", "patch"},
 	{"grub-mkrescue", "grub-common"}, {"grub-mkstandalone", "grub-common"}, {"xorriso", "xorriso"}, {"mformat", "mtools"},
-	{"cpio", "cpio"}, {"mksquashfs", "squashfs-tools"}, {"readelf", "binutils"}, {"zstd", "zstd"}, {"xz", "xz-utils"},
+	{"cpio", "cpio"}, {"mksquashfs", "squashfs-tools"}, {"readelf", "binutils"}, {"zstd", "zstd"}, {"xz", "xz-utils"}, {"unshare", "util-linux"},
 }
 
 // CheckTools names all that is missing on this machine, in one error.

@@ -89,22 +89,27 @@ func Open(ctx context.Context, cfg Config, o Options, files ...File) (_ *Host, e
 
 // prepare mounts what was paid in.
 func (h *Host) prepare(ctx context.Context, payloads map[string]string, delay int) error {
-	script := ""
-	if payloads["dom0"] != "" {
-		script += mountPayload + " && "
-	}
-	if payloads["guest"] != "" {
-		script += "guest '" + mountPayload + "' && "
+	for _, p := range []struct {
+		tag  string
+		kind byte
+	}{{"dom0", 'M'}, {"guest", 'N'}} {
+		if payloads[p.tag] == "" {
+			continue
+		}
+		if err := h.must(ctx, p.kind, ""); err != nil {
+			return fmt.Errorf("mount the files of %s: %w", p.tag, err)
+		}
 	}
 	if delay > 0 {
-		script += fmt.Sprintf("n=0; while [ $n -lt %d ]; do n=$((n+1)); done; ", delay)
+		return h.must(ctx, 'R', fmt.Sprintf("n=0; while [ $n -lt %d ]; do n=$((n+1)); done", delay))
 	}
-	if script == "" {
-		return nil
-	}
-	res, err := h.Run(ctx, script+"true")
+	return nil
+}
+
+func (h *Host) must(ctx context.Context, kind byte, script string) error {
+	res, err := h.run(ctx, kind, script)
 	if err == nil && res.Exit != 0 {
-		err = fmt.Errorf("mount the copy's files: %s", res.Output)
+		err = errors.New(res.Output)
 	}
 	return err
 }

@@ -32,19 +32,25 @@ func packages(suite string) []string {
 func fetch(ctx context.Context, cache, suite string, say func(string)) (string, error) {
 	return once(ctx, cache, suite, func(tmp string) error {
 		say("fetching Debian's packages of " + suite)
-		keyring, err := keyringFor(ctx, cache, suite, say)
-		if err != nil {
-			return err
-		}
-		if err := os.Mkdir(tmp, 0o755); err != nil {
-			return err
-		}
-		// As a tar archive, which tar unpacks as whoever we are: a folder
-		// would, without root, belong to users of a name space.
-		boot := exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--aptopt=Acquire::Check-Valid-Until \"false\"", "--keyring="+keyring,
-			"--variant=extract", "--format=tar", "--include="+strings.Join(packages(suite), ","), suite, "-")
-		return pipe(boot, exec.CommandContext(ctx, "tar", "x", "-C", tmp, "--no-same-owner", "--exclude=./dev/*"))
+		return unpack(ctx, cache, suite, packages(suite), tmp, say)
 	})
+}
+
+// unpack fetches packages and what they depend on, and unpacks them into dir;
+// none of their scripts is run.
+func unpack(ctx context.Context, cache, suite string, include []string, dir string, say func(string)) error {
+	keyring, err := keyringFor(ctx, cache, suite, say)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	// As a tar archive, which tar unpacks as whoever we are: a folder
+	// would, without root, belong to users of a name space.
+	boot := exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--aptopt=Acquire::Check-Valid-Until \"false\"", "--keyring="+keyring,
+		"--variant=extract", "--format=tar", "--include="+strings.Join(include, ","), suite, "-")
+	return pipe(boot, exec.CommandContext(ctx, "tar", "x", "-C", dir, "--no-same-owner", "--exclude=./dev/*"))
 }
 
 // keyringFor finds the keys that sign a suite. Those of testing may be newer

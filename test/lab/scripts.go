@@ -18,9 +18,6 @@ func insmods(modules []string) string {
 	return b.String()
 }
 
-// mountPayload is run in a copy, once its pages were replaced.
-const mountPayload = "mount -o loop,ro -t squashfs /payload.img /payload"
-
 func guestInit(modules []string) string {
 	return fmt.Sprintf(`#!/bin/sh
 export PATH=/payload:/bin

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -101,43 +100,4 @@ func mustRun(t testing.TB, where string, run func(context.Context, string) (Resu
 		t.Fatalf("in %s: %s: exit status %d\n%s", where, script, res.Exit, res.Output)
 	}
 	return res.Output
-}
-
-var built struct {
-	sync.Mutex
-	paths map[string]string
-	dir   string
-}
-
-// GoBinary builds a package of this module as a static binary for a copy, once
-// in a test run.
-func GoBinary(t testing.TB, pkg string) string { return goBuild(t, "build", pkg) }
-
-// GoTest builds the tests of a package as a static binary for a copy.
-func GoTest(t testing.TB, pkg string) string { return goBuild(t, "test", pkg) }
-
-func goBuild(t testing.TB, what, pkg string) string {
-	t.Helper()
-	built.Lock()
-	defer built.Unlock()
-	if path := built.paths[what+pkg]; path != "" {
-		return path
-	}
-	if built.paths == nil {
-		dir, err := os.MkdirTemp("", "hprobe-build-")
-		if err != nil {
-			t.Fatal(err)
-		}
-		built.paths, built.dir = map[string]string{}, dir
-	}
-	path := filepath.Join(built.dir, what+"-"+strings.ReplaceAll(pkg, "/", "_"))
-	args := []string{"CGO_ENABLED=0", "go", "build", "-trimpath"}
-	if what == "test" {
-		args = []string{"CGO_ENABLED=0", "go", "test", "-c", "-trimpath"}
-	}
-	if _, err := command(context.Background(), "", "env", append(args, "-o", path, pkg)...); err != nil {
-		t.Fatal(err)
-	}
-	built.paths[what+pkg] = path
-	return path
 }

@@ -5,6 +5,7 @@
  *
  * The wire, both ways: a header line, then as many bytes as it says.
  *   R LEN | G LEN          run this script here | in the guest
+ *   M 0 | N 0              mount what a copy was given at /payload, here | in the guest: without a shell, as it is done in every copy
  *   O LEN                  a piece of output
  *   X STATUS START END     the end: exit status, and the TSC before and after
  * Background processes of a script must have their output redirected: the agent stops listening when the script's shell ends.
@@ -12,12 +13,15 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -121,10 +125,28 @@ static void run(int fd, const char *script) {
   write_all(fd, end, n);
 }
 
-/* Hands a script to the agent behind `peer` and calls `piece` for each piece of output; returns the end line's text in `end`. */
-static void ask(int peer, const char *script, size_t n, int to, int frames, char *end, size_t size) {
+static void mount_payload(int fd) {
+  char end[96];
+  unsigned long long start = tsc();
+  int loop = open("/dev/loop0", O_RDWR | O_CLOEXEC), image = open("/payload.img", O_RDONLY | O_CLOEXEC);
+  const char *failed = loop < 0 || image < 0 || ioctl(loop, LOOP_SET_FD, image) < 0      ? "loop device: "
+                       : mount("/dev/loop0", "/payload", "squashfs", MS_RDONLY, NULL) < 0 ? "mount: "
+                                                                                          : NULL;
+  if (failed != NULL) {
+    const char *why = strerror(errno);
+    send_output(fd, failed, strlen(failed));
+    send_output(fd, why, strlen(why));
+  }
+  close(loop);
+  close(image);
+  int n = snprintf(end, sizeof end, "X %d %llu %llu\n", failed != NULL, start, tsc());
+  write_all(fd, end, n);
+}
+
+/* Hands a command to the agent behind `peer` and passes its output on, as frames or plain; the end line's text is in `end`. */
+static void ask(int peer, char kind, const char *script, size_t n, int to, int frames, char *end, size_t size) {
   char head[96], buffer[4096];
-  int h = snprintf(head, sizeof head, "R %zu\n", n);
+  int h = snprintf(head, sizeof head, "%c %zu\n", kind, n);
   flock(peer, LOCK_EX); /* dom0's own `guest` command uses the same line */
   write_all(peer, head, h);
   write_all(peer, script, n);
@@ -149,7 +171,7 @@ int main(int argc, char **argv) {
   signal(SIGPIPE, SIG_IGN);
   if (argc == 4 && strcmp(argv[1], "-c") == 0) {
     int status = 125;
-    ask(open_tty(argv[2]), argv[3], strlen(argv[3]), 1, 0, line, sizeof line);
+    ask(open_tty(argv[2]), 'R', argv[3], strlen(argv[3]), 1, 0, line, sizeof line);
     sscanf(line, "X %d", &status);
     return status;
   }
@@ -165,8 +187,10 @@ int main(int argc, char **argv) {
     if (script == NULL) die("malloc");
     read_all(fd, script, n);
     script[n] = 0;
-    if (kind == 'G' && peer >= 0) {
-      ask(peer, script, n, fd, 1, line, sizeof line);
+    if (kind == 'M') {
+      mount_payload(fd);
+    } else if ((kind == 'G' || kind == 'N') && peer >= 0) {
+      ask(peer, kind == 'G' ? 'R' : 'M', script, n, fd, 1, line, sizeof line);
       write_all(fd, line, strlen(line));
       write_all(fd, "\n", 1);
     } else {

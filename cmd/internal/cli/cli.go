@@ -1,0 +1,168 @@
+// Package cli is hprobe's command line.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hprobe/hprobe/cmd/internal/control"
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/cmd/internal/labcli"
+	"github.com/hprobe/hprobe/cmd/internal/version"
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// The exit statuses.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotFound    = 3 // no such domain, symbol, probe
+	exitUnsupported = 4 // this host, guest or CPU can't
+	exitNoDaemon    = 5
+)
+
+const exitHelp = `Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such domain, symbol or probe,
+4 this host or guest can't do that (see hprobe doctor), 5 no hprobed answers.`
+
+// app is what all commands share.
+type app struct {
+	socket string
+	json   bool
+	out    io.Writer
+}
+
+// errUsage marks errors of the command line itself.
+var errUsage = errors.New("wrong usage")
+
+// errBlocked is doctor's verdict that something is missing; it was printed.
+var errBlocked = fmt.Errorf("hprobe can't watch here as things are: %w", errors.ErrUnsupported)
+
+// Main runs hprobe and returns its exit status.
+func Main(args []string, stdout, stderr io.Writer) int {
+	a := &app{out: stdout}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(stderr, "hprobe:", message(err))
+	return exitStatus(err)
+}
+
+func message(err error) string {
+	if st, ok := status.FromError(err); ok {
+		return st.Message()
+	}
+	return err.Error()
+}
+
+func exitStatus(err error) int {
+	var lab *labcli.ExitError
+	switch {
+	case errors.As(err, &lab):
+		return lab.Status
+	case errors.Is(err, errUsage), status.Code(err) == codes.InvalidArgument:
+		return exitUsage
+	case errors.Is(err, control.ErrNoDaemon):
+		return exitNoDaemon
+	case errors.Is(err, xenevents.ErrNoDomain), status.Code(err) == codes.NotFound:
+		return exitNotFound
+	case errors.Is(err, errors.ErrUnsupported), status.Code(err) == codes.FailedPrecondition:
+		return exitUnsupported
+	}
+	return exitFailed
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hprobe",
+		Short: "Probes in running Xen guests, from outside, on demand",
+		Long: `hprobe puts probes into running Xen guests from dom0 and takes them out again.
+Nothing is installed or changed in the guest, and it can't see the probes.
+
+  hprobe doctor guest                        can this guest be watched?
+  hprobe profile build vmlinuz-6.12          symbols of the guest's kernel
+  hprobe probe add --domain guest --at do_exit
+  hprobe trace                               every hit, live
+  hprobe stopgap add vmsplice --domain guest --fix
+
+` + exitHelp,
+		SilenceUsage: true, SilenceErrors: true, Version: version.String(),
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.socket, "socket", control.DefaultSocket, "hprobed's socket")
+	output := f.StringP("output", "o", "text", "text, for people, or json, for programs")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if *output != "text" && *output != "json" {
+			return fmt.Errorf("%w: -o is text or json, not %q", errUsage, *output)
+		}
+		a.json = *output == "json"
+		return nil
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
+	})
+	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(), labcli.Command())
+	explainUnknown(root)
+	return root
+}
+
+// group is a command that only has others below it.
+func group(use, short string, below ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short}
+	c.AddCommand(below...)
+	return c
+}
+
+// explainUnknown has every group, given a command that it does not have, fail
+// with a usage error instead of one that is known by its text alone.
+func explainUnknown(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		explainUnknown(sub)
+	}
+	if !c.HasSubCommands() || c.Runnable() {
+		return
+	}
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("%w: %s has no command %q (%s --help)", errUsage, cmd.CommandPath(), args[0], cmd.CommandPath())
+		}
+		return cmd.Help()
+	}
+}
+
+// exactly is cobra.ExactArgs with an error that says what is wanted.
+func exactly(what ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != len(what) {
+			return fmt.Errorf("%w: %s wants %d arguments %v, and got %d", errUsage, cmd.CommandPath(), len(what), what, len(args))
+		}
+		return nil
+	}
+}
+
+// withDaemon runs f with a connection to hprobed.
+func (a *app) withDaemon(ctx context.Context, f func(controlapi.ControlClient) error) error {
+	client, conn, err := control.Dial(ctx, a.socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return f(client)
+}

@@ -1,0 +1,94 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+)
+
+const placeHelp = `A place is written like do_exit, do_exit+0x10, vuln!vuln_copy (a function of a
+loaded module) or 0xffffffff81000000 (an address in the guest).`
+
+func (a *app) probe() *cobra.Command {
+	var req controlapi.AddProbeRequest
+	add := &cobra.Command{
+		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
+		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them.\n\n" + placeHelp,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+				p, err := c.AddProbe(cmd.Context(), &req)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return a.message(p)
+				}
+				_, err = fmt.Fprintf(a.out, "%s: armed in %s at %s (%#x), on %q, stepped over by %s\n", p.GetId(), p.GetDomain(), p.GetAt(), p.GetAddress(), p.GetInstruction(), p.GetStep())
+				return err
+			})
+		},
+	}
+	f := add.Flags()
+	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
+	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address")
+	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
+	must(add, "domain", "at")
+
+	var domain string
+	ls := &cobra.Command{Use: "ls", Short: "List probes, detectors' own among them", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+			r, err := c.ListProbes(cmd.Context(), &controlapi.ListProbesRequest{Domain: domain})
+			if err != nil {
+				return err
+			}
+			return a.showProbes(r)
+		})
+	}}
+	ls.Flags().StringVarP(&domain, "domain", "d", "", "only of this guest")
+
+	rm := &cobra.Command{Use: "rm ID", Short: "Take a probe out", Args: exactly("ID"), RunE: func(cmd *cobra.Command, args []string) error {
+		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+			p, err := c.RemoveProbe(cmd.Context(), &controlapi.RemoveRequest{Id: args[0]})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.message(p)
+			}
+			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %d hits\n", p.GetId(), p.GetDomain(), p.GetHits())
+			return err
+		})
+	}}
+	return group("probe", "Probes", add, ls, rm)
+}
+
+// must marks flags that have to be given.
+func must(cmd *cobra.Command, flags ...string) {
+	for _, f := range flags {
+		if err := cmd.MarkFlagRequired(f); err != nil {
+			panic(err) // a flag that does not exist: found by every run
+		}
+	}
+}
+
+func (a *app) showProbes(r *controlapi.ListProbesResponse) error {
+	if a.json {
+		for _, p := range r.GetProbes() {
+			if err := a.message(p); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	rows := [][]string{{"ID", "DOMAIN", "STATE", "HITS", "CHANGED", "STEP", "AT", "FOR"}}
+	for _, p := range r.GetProbes() {
+		state := p.GetState()
+		if p.GetDetail() != "" {
+			state += " (" + p.GetDetail() + ")"
+		}
+		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), fmt.Sprint(p.GetChanged()), p.GetStep(), p.GetAt(), p.GetDetector()})
+	}
+	return a.table(rows)
+}

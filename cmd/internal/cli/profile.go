@@ -1,0 +1,81 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hprobe/hprobe/cmd/internal/daemoncli"
+	"github.com/hprobe/hprobe/profiles/build"
+	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/profiles/store"
+)
+
+func (a *app) profile() *cobra.Command {
+	dir := daemoncli.DefaultProfiles
+	var to string
+	mk := &cobra.Command{
+		Use: "build VMLINUZ", Short: "Make the profile of a guest's kernel from its image", Args: exactly("VMLINUZ"),
+		Long: `build makes a profile (symbols and types) from a kernel image as distributions ship
+it: /boot/vmlinuz-… of the guest, or a vmlinux. It needs no debug package. The
+profile goes to hprobed's folder; with --to FILE.json or FILE.json.xz it is written as an ISF
+file, which Volatility 3 reads, too. It needs no root and no Xen.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := build.FromFile(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if to == "" {
+				if to, err = store.Open(dir).Add(p); err != nil {
+					return err
+				}
+			} else if err := writeProfile(to, p); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.out, "%s: %d symbols of %q\n", to, p.NumSymbols(), p.Meta().Banner)
+			return err
+		},
+	}
+	mk.Flags().StringVar(&to, "to", "", "file to write instead: .json, .json.xz (ISF) or .hprofile")
+	ls := &cobra.Command{Use: "ls", Short: "List hprobed's profiles", Args: exactly(), RunE: func(*cobra.Command, []string) error {
+		files, err := store.Open(dir).Files()
+		if err != nil {
+			return err
+		}
+		rows := [][]string{{"SYMBOLS", "KERNEL", "FILE"}}
+		for _, f := range files {
+			p, err := isf.ReadFile(f)
+			if err != nil {
+				rows = append(rows, []string{"?", err.Error(), f})
+				continue
+			}
+			rows = append(rows, []string{fmt.Sprint(p.NumSymbols()), guestText(p.Meta().Banner), f})
+		}
+		return a.table(rows)
+	}}
+	c := group("profile", "Symbols and types of guests' kernels", mk, ls)
+	c.PersistentFlags().StringVar(&dir, "profiles", dir, "hprobed's folder of profiles")
+	return c
+}
+
+// writeProfile writes a profile in the form that the file's name says.
+func writeProfile(path string, p *isf.Profile) error {
+	write := p.WriteJSON
+	switch {
+	case strings.HasSuffix(path, store.Ext):
+		write = p.WriteCompact
+	case strings.HasSuffix(path, ".json.xz"):
+		write = p.WriteJSONXZ
+	case !strings.HasSuffix(path, ".json"):
+		return fmt.Errorf("%w: what is %s to be? .json, .json.xz or %s", errUsage, path, store.Ext)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(io.Writer(f)), f.Close())
+}

@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+)
+
+// message prints a message as one line of JSON.
+func (a *app) message(m proto.Message) error {
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.out, "%s\n", b)
+	return err
+}
+
+// value prints anything as one line of JSON.
+func (a *app) value(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.out, "%s\n", b)
+	return err
+}
+
+// table prints rows in columns; the first is the head.
+func (a *app) table(rows [][]string) error {
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	var errs []error
+	for _, r := range rows {
+		_, err := fmt.Fprintln(w, strings.Join(r, "\t"))
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, w.Flush())...)
+}
+
+// guestText makes a guest's string harmless for a terminal: what is not plain
+// is escaped, and then it is quoted.
+func guestText(s string) string {
+	for _, r := range s {
+		if r <= ' ' || r > '~' || r == '"' || r == '\\' {
+			return strconv.QuoteToASCII(s)
+		}
+	}
+	if s == "" {
+		return `""`
+	}
+	return s
+}
+
+func clock(unixNano int64) string { return time.Unix(0, unixNano).Format("15:04:05.000") }
+
+func process(p *controlapi.Process) string {
+	if p == nil {
+		return "?"
+	}
+	return fmt.Sprintf("%s[%d]", guestText(p.GetComm()), p.GetPid())
+}
+
+// hitLine is a hit for people.
+func hitLine(h *controlapi.Hit) string {
+	var args []string
+	for _, arg := range h.GetArguments() {
+		v := fmt.Sprintf("%#x", arg.GetValue())
+		if arg.GetError() != "" {
+			v = "?"
+		}
+		args = append(args, arg.GetName()+"="+v)
+	}
+	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s(%s)", clock(h.GetTimeUnixNano()), h.GetDomain(), h.GetProbe(), h.GetSeq(), h.GetVcpu(),
+		process(h.GetProcess()), h.GetAt(), strings.Join(args, ", "))
+}
+
+// findingLine is a finding for people.
+func findingLine(f *controlapi.Finding) string {
+	what := "REPORTED"
+	if f.GetBlocked() {
+		what = "BLOCKED"
+	}
+	return fmt.Sprintf("%s  %s  %s  %s  %s  vcpu%d  %s", clock(f.GetTimeUnixNano()), f.GetDomain(), what, f.GetDetector(), process(f.GetProcess()), f.GetVcpu(), f.GetMessage())
+}
+
+func lostLine(n uint64) string {
+	return fmt.Sprintf("… %d were lost here: they came faster than this end reads", n)
+}

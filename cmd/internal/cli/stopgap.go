@@ -1,0 +1,109 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/detectors/builtin/stopgap"
+)
+
+func (a *app) stopgap() *cobra.Command {
+	var req controlapi.AddStopgapRequest
+	add := &cobra.Command{
+		Use: "add NAME --domain DOMAIN [--fix]", Short: "Watch for the use of a vulnerability, or stop it", Args: exactly("NAME"),
+		Long: `add watches the one function that an exploit must call, and tells attempts by a
+length that no honest caller passes. By default it reports them (read-only); with
+--fix it also refuses them: the function does not run, its caller gets an error,
+and the guest goes on. hprobe stopgap rules lists the vulnerabilities that
+hprobe knows by name. For another one say where the length is:
+
+  hprobe stopgap add vuln --domain guest --at 'vuln!vuln_copy' \
+      --length '[arg0+8]' --limit 0x1001 --errno EINVAL --fix
+
+--length is arg0 to arg5 for an argument of the function, [arg0+8] for the 8 bytes
+in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointer.
+` + placeHelp,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Name = args[0]
+			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+				d, err := c.AddStopgap(cmd.Context(), &req)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return a.message(d)
+				}
+				_, err = fmt.Fprintf(a.out, "%s: %s watches %s, %s mode: %s\n", d.GetId(), d.GetName(), d.GetDomain(), d.GetMode(), d.GetWhat())
+				return err
+			})
+		},
+	}
+	f := add.Flags()
+	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
+	f.BoolVar(&req.Fix, "fix", false, "refuse attempts (default: only report them)")
+	f.Uint64Var(&req.Limit, "limit", 0, "the least length that is an attempt, in bytes (default: the rule's)")
+	f.StringVar(&req.Errno, "errno", "", "what a refused call returns, like EFAULT (default: the rule's)")
+	f.StringVar(&req.At, "at", "", "of a new rule: the function")
+	f.StringVar(&req.Length, "length", "", "of a new rule: where the length is")
+	must(add, "domain")
+
+	var domain string
+	ls := &cobra.Command{Use: "ls", Short: "List the stopgaps at work", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+			r, err := c.ListDetectors(cmd.Context(), &controlapi.ListDetectorsRequest{Domain: domain})
+			if err != nil {
+				return err
+			}
+			return a.showDetectors(r)
+		})
+	}}
+	ls.Flags().StringVarP(&domain, "domain", "d", "", "only of this guest")
+
+	rm := &cobra.Command{Use: "rm ID", Short: "End one", Args: exactly("ID"), RunE: func(cmd *cobra.Command, args []string) error {
+		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+			d, err := c.RemoveDetector(cmd.Context(), &controlapi.RemoveRequest{Id: args[0]})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.message(d)
+			}
+			_, err = fmt.Fprintf(a.out, "%s: %s removed from %s; it saw %d attempts in %d calls\n", d.GetId(), d.GetName(), d.GetDomain(), d.GetFindings(), hits(d))
+			return err
+		})
+	}}
+	rules := &cobra.Command{Use: "rules", Short: "List the vulnerabilities that hprobe knows by name", Args: exactly(), RunE: func(*cobra.Command, []string) error {
+		rows := [][]string{{"NAME", "AT", "LIMIT", "ERRNO", "WHAT"}}
+		for _, r := range stopgap.Rules() {
+			rows = append(rows, []string{r.Name, r.At, fmt.Sprintf("%#x", r.Limit), r.Errno.String(), r.Title})
+		}
+		return a.table(rows)
+	}}
+	return group("stopgap", "Stop a vulnerability from being used until the patch is in", add, ls, rm, rules)
+}
+
+func hits(d *controlapi.Detector) (n uint64) {
+	for _, p := range d.GetProbes() {
+		n += p.GetHits()
+	}
+	return n
+}
+
+func (a *app) showDetectors(r *controlapi.ListDetectorsResponse) error {
+	rows := [][]string{{"ID", "DOMAIN", "NAME", "MODE", "CALLS", "ATTEMPTS", "WHAT"}}
+	for _, d := range r.GetDetectors() {
+		if a.json {
+			if err := a.message(d); err != nil {
+				return err
+			}
+			continue
+		}
+		rows = append(rows, []string{d.GetId(), guestText(d.GetDomain()), d.GetName(), d.GetMode(), fmt.Sprint(hits(d)), fmt.Sprint(d.GetFindings()), d.GetWhat()})
+	}
+	if a.json {
+		return nil
+	}
+	return a.table(rows)
+}

@@ -1,0 +1,88 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+)
+
+func (a *app) trace() *cobra.Command {
+	var req controlapi.TraceRequest
+	var count int
+	cmd := &cobra.Command{
+		Use: "trace [ID]", Short: "Show the hits of probes, live", Args: cobra.MaximumNArgs(1),
+		Long: "trace shows each hit of the probes that were added with hprobe probe add (or of\none of them): when, in which guest, which process, and the function's arguments.\nIt ends with Ctrl-C, or after -n hits.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				req.Id = args[0]
+			}
+			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+				s, err := c.Trace(cmd.Context(), &req)
+				return show(a, s, err, count, hitLine, (*controlapi.Hit).GetLost)
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&req.Domain, "domain", "d", "", "only of this guest")
+	cmd.Flags().IntVarP(&count, "count", "n", 0, "end after so many")
+	return cmd
+}
+
+func (a *app) findings() *cobra.Command {
+	var req controlapi.FindingsRequest
+	var count int
+	cmd := &cobra.Command{
+		Use: "findings", Short: "Show what detectors found", Args: exactly(),
+		Long: "findings shows what detectors found, the oldest first. hprobed keeps the last\n1,000; with --findings FILE it writes all of them to a file.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+				s, err := c.Findings(cmd.Context(), &req)
+				return show(a, s, err, count, findingLine, (*controlapi.Finding).GetLost)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&req.Domain, "domain", "d", "", "only of this guest")
+	f.Uint32Var(&req.Last, "last", 0, "only the last so many")
+	f.BoolVarP(&req.Follow, "follow", "f", false, "and those to come, until Ctrl-C")
+	f.IntVarP(&count, "count", "n", 0, "end after so many")
+	return cmd
+}
+
+// show prints a stream until it ends, ctx does, or count items came (0: no limit).
+func show[T any, P interface {
+	*T
+	proto.Message
+}](a *app, s grpc.ServerStreamingClient[T], err error, count int, line func(P) string, lost func(P) uint64) error {
+	if err != nil {
+		return err
+	}
+	for n := 0; count == 0 || n < count; n++ {
+		m, err := s.Recv()
+		switch {
+		case errors.Is(err, io.EOF), status.Code(err) == codes.Canceled, errors.Is(err, context.Canceled):
+			return nil
+		case err != nil:
+			return err
+		case a.json:
+			err = a.message(P(m))
+		default:
+			if l := lost(m); l > 0 {
+				fmt.Fprintln(a.out, lostLine(l))
+			}
+			_, err = fmt.Fprintln(a.out, line(m))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

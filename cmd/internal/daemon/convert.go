@@ -1,0 +1,81 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/detectors/builtin/stopgap"
+	"github.com/hprobe/hprobe/xenevents/probe"
+)
+
+// text makes a guest's bytes fit for protobuf, whose strings are UTF-8.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// probes describes the probes of a detector.
+func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, error) {
+	states, _, err := s.engine.Probes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	byID := map[probe.ID]*probe.Status{}
+	for i := range states {
+		byID[states[i].ID] = &states[i]
+	}
+	var all []*controlapi.Probe
+	for i, p := range b.Probes {
+		st := byID[p.ID]
+		if st == nil {
+			return nil, fmt.Errorf("the engine has no probe %d", p.ID)
+		}
+		one := &controlapi.Probe{
+			Id: b.id, Domain: s.info.Name, Name: st.Name, At: p.Spec.At, Address: uint64(p.At), State: st.State.String(), Step: st.Step.String(),
+			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
+		}
+		if _, plain := b.Detector.(*tracer); !plain {
+			one.Id, one.Detector = fmt.Sprintf("%s.%d", b.id, i+1), b.Detector.Name()
+		}
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+func (s *session) detector(ctx context.Context, b *binding) (*controlapi.Detector, error) {
+	out := &controlapi.Detector{Id: b.id, Domain: s.info.Name, Name: b.Detector.Name(), Mode: "read-only"}
+	if d, ok := b.Detector.(*stopgap.Detector); ok {
+		out.What, out.Findings = d.Rule().Title, d.Attempts()
+		if d.Fix() {
+			out.Mode = "fix"
+		}
+	}
+	var err error
+	out.Probes, err = s.probes(ctx, b)
+	return out, err
+}
+
+func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
+	states, stats, err := s.engine.Probes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &controlapi.Session{
+		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(len(states)),
+		Events: stats.Events, Reinjected: stats.Reinjected, Stale: stats.Stale, ShadowPages: uint32(stats.Shadows),
+	}, nil
+}
+
+func finding(f *detectors.Finding) *controlapi.Finding {
+	m := &controlapi.Finding{
+		TimeUnixNano: f.Time.UnixNano(), Domain: f.Domain, DomainId: uint32(f.DomainID), Detector: f.Detector, Probe: f.Probe, Vcpu: uint32(f.VCPU),
+		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked,
+	}
+	if f.Process != nil {
+		m.Process = &controlapi.Process{Pid: f.Process.PID, Tid: f.Process.TID, Comm: text(f.Process.Comm)}
+	}
+	for _, fact := range f.Facts {
+		m.Facts = append(m.Facts, &controlapi.Fact{Name: fact.Name, Value: fact.Value})
+	}
+	return m
+}

@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"google.golang.org/grpc"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+func (s *server) Trace(r *controlapi.TraceRequest, out grpc.ServerStreamingServer[controlapi.Hit]) error {
+	domain, err := s.domainName(r.GetDomain(), out)
+	if err != nil {
+		return err
+	}
+	sub := s.d.hits.Subscribe()
+	defer sub.Close()
+	// Who waits for the header knows that from now on no hit is missed.
+	if err := out.SendHeader(nil); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-out.Context().Done():
+			return nil
+		case h := <-sub.C:
+			if r.GetId() != "" && h.GetProbe() != r.GetId() || domain != "" && h.GetDomain() != domain {
+				continue
+			}
+			if lost := sub.TakeLost(); lost > 0 {
+				h = cloneHit(h)
+				h.Lost = lost
+			}
+			if err := out.Send(h); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// cloneHit copies what all subscribers share.
+func cloneHit(h *controlapi.Hit) *controlapi.Hit {
+	return &controlapi.Hit{TimeUnixNano: h.TimeUnixNano, Domain: h.Domain, Probe: h.Probe, At: h.At, Seq: h.Seq, Vcpu: h.Vcpu, Process: h.Process, Arguments: h.Arguments}
+}
+
+func (s *server) Findings(r *controlapi.FindingsRequest, out grpc.ServerStreamingServer[controlapi.Finding]) error {
+	domain, err := s.domainName(r.GetDomain(), out)
+	if err != nil {
+		return err
+	}
+	sub := s.d.Findings.Subscribe()
+	defer sub.Close()
+	if err := out.SendHeader(nil); err != nil {
+		return err
+	}
+	send := func(f *detectors.Finding, lost uint64) error {
+		if domain != "" && f.Domain != domain {
+			return nil
+		}
+		m := finding(f)
+		m.Lost = lost
+		return out.Send(m)
+	}
+	// What comes between Subscribe and Recent is in both: it is skipped in the stream.
+	recent := s.d.Findings.Recent(int(r.GetLast()))
+	for i := range recent {
+		if err := send(&recent[i], 0); err != nil {
+			return err
+		}
+	}
+	if !r.GetFollow() {
+		return nil
+	}
+	for {
+		select {
+		case <-out.Context().Done():
+			return nil
+		case f := <-sub.C:
+			if len(recent) > 0 && !f.Time.After(recent[len(recent)-1].Time) {
+				continue
+			}
+			if err := send(&f, sub.TakeLost()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// domainName turns what a client calls a domain into its name; "" is all.
+func (s *server) domainName(name string, stream grpc.ServerStream) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	info, err := xenevents.FindDomain(stream.Context(), s.d.Host, name)
+	return info.Name, rpcError(err)
+}

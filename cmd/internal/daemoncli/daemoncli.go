@@ -1,0 +1,102 @@
+// Package daemoncli is hprobed's command line.
+package daemoncli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hprobe/hprobe/cmd/internal/control"
+	"github.com/hprobe/hprobe/cmd/internal/daemon"
+	"github.com/hprobe/hprobe/cmd/internal/version"
+	"github.com/hprobe/hprobe/detectors/sinks"
+	"github.com/hprobe/hprobe/profiles/store"
+	"github.com/hprobe/hprobe/xenevents/native"
+)
+
+// DefaultProfiles is where profiles are kept.
+const DefaultProfiles = "/var/lib/hprobe/profiles"
+
+type options struct {
+	socket, profiles, findings string
+	poll                       time.Duration
+	verbose                    bool
+}
+
+// Main runs hprobed and returns its exit status.
+func Main(args []string, stdout, stderr io.Writer) int {
+	var o options
+	cmd := &cobra.Command{
+		Use:   "hprobed",
+		Short: "Watches running Xen guests from dom0, on demand",
+		Long: `hprobed watches running Xen guests from dom0. It does nothing to any guest until
+hprobe asks it to: see "hprobe --help". On SIGTERM or SIGINT it takes every
+probe out, detaches, and leaves the guests as they were.`,
+		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true, Version: version.String(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o, stdout, stderr) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.socket, "socket", control.DefaultSocket, "where to listen for hprobe")
+	f.StringVar(&o.profiles, "profiles", DefaultProfiles, "folder with the profiles of guests' kernels")
+	f.StringVar(&o.findings, "findings", "", `file to append findings to, as JSON lines ("-": standard output)`)
+	f.DurationVar(&o.poll, "poll", 0, "how long to poll for the next event before sleeping: lower latency, one dom0 CPU busy (default 30µs with several CPUs, else off; negative: off)")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more")
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	// A second signal must not cut the clean-up short: it stays caught.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer stop()
+	signal.Ignore(syscall.SIGPIPE)
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(stderr, "hprobed:", err)
+		return 1
+	}
+	return 0
+}
+
+func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
+	level := slog.LevelInfo
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	listener, err := control.Listen(o.socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	host, err := native.Open(ctx, native.Options{PollFor: o.poll})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	d := daemon.New(daemon.Options{Host: host, Profiles: store.Open(o.profiles), Log: log})
+	if o.findings != "" {
+		out := stdout
+		if o.findings != "-" {
+			file, err := os.OpenFile(o.findings, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+			if err != nil {
+				return fmt.Errorf("findings: %w", err)
+			}
+			defer func() { err = errors.Join(err, file.Close()) }()
+			out = file
+		}
+		sub := d.Findings.Subscribe()
+		var wg sync.WaitGroup
+		wg.Go(func() { sinks.WriteJSON(sub, out, log) })
+		defer wg.Wait()   // before the file is closed
+		defer sub.Close() // before the wait
+	}
+	log.Info("ready", "version", version.String(), "xen", host.Version(), "socket", o.socket, "profiles", o.profiles)
+	return d.Serve(ctx, listener)
+}

@@ -1,0 +1,225 @@
+// Package labcli is `hprobe lab`: the lab for people.
+package labcli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hprobe/hprobe/test/lab"
+)
+
+// ExitError carries the exit status of a command that ran in the lab.
+type ExitError struct{ Status int }
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("the command ended with exit status %d", e.Status)
+}
+
+// Command makes `hprobe lab`.
+func Command() *cobra.Command {
+	c := &cobra.Command{
+		Use: "lab", Short: "A real Xen host in software, to try hprobe on",
+		Long: `lab boots a real Xen, a Linux dom0 and a Linux guest in an emulator on this
+machine, from Debian's packages, and hands out copies of it in milliseconds. It
+needs no Xen and no root here, but some Debian packages, which it names. A first
+boot fetches and builds for some minutes, into ` + "$HPROBE_LAB_CACHE" + ` or
+~/.cache/hprobe/lab; later ones take about a minute, and need no network.`,
+	}
+	c.AddCommand(up(), down(), status(), copyShell(), execIn("exec", "dom0", (*lab.Host).Run), execIn("guest", "the guest", func(h *lab.Host, ctx context.Context, script string) (lab.Result, error) {
+		return h.Guest.Run(ctx, script)
+	}), logs("console", "dom0's and the guest's console, and Xen's log, of a host's boot"), serve())
+	return c
+}
+
+// flags adds the flags that say which host.
+func flags(c *cobra.Command) *lab.Config {
+	var cfg lab.Config
+	f := c.Flags()
+	f.StringVar(&cfg.Xen, "xen", "4.20", "4.20, 4.17 or 4.14")
+	f.StringVar(&cfg.Guest, "guest-linux", "6.12", "the guest's Linux: 6.12, 6.1, 5.10 or 7.2")
+	f.IntVar(&cfg.CPUs, "cpus", 1, "processors of the host")
+	f.IntVar(&cfg.VCPUs, "vcpus", 1, "vCPUs of the guest")
+	f.IntVar(&cfg.MemoryMB, "memory", 256, "memory of the guest, in MB")
+	f.BoolVar(&cfg.Direct, "direct", false, "boot the guest's kernel directly: quicker, but without KASLR")
+	f.BoolVar(&cfg.KPTI, "kpti", false, "boot the guest with page-table isolation")
+	f.BoolVar(&cfg.Pinned, "pinned", false, "dom0 on the first processor, the guest on the others")
+	return &cfg
+}
+
+func progress(w io.Writer) func(string) {
+	start := time.Now()
+	return func(text string) { fmt.Fprintf(w, "lab %5.1fs  %s\n", time.Since(start).Seconds(), text) }
+}
+
+func up() *cobra.Command {
+	c := &cobra.Command{Use: "up", Short: "Boot a host, and keep it for copies", Args: cobra.NoArgs}
+	cfg := flags(c)
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		return lab.Up(cmd.Context(), *cfg, progress(cmd.ErrOrStderr()))
+	}
+	return c
+}
+
+func down() *cobra.Command {
+	var purge bool
+	c := &cobra.Command{Use: "down", Short: "End all hosts and the lab server", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		err := lab.Down(cmd.Context())
+		if errors.Is(err, lab.ErrNoServer) {
+			fmt.Fprintln(cmd.ErrOrStderr(), "no lab server runs")
+			err = nil
+		}
+		if err != nil || !purge {
+			return err
+		}
+		dir, err := lab.CacheDir()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.ErrOrStderr(), "removing", dir)
+		return os.RemoveAll(dir)
+	}}
+	c.Flags().BoolVar(&purge, "purge", false, "remove all that the lab fetched and built as well")
+	return c
+}
+
+func status() *cobra.Command {
+	return &cobra.Command{Use: "status", Short: "What is booted", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		st, err := lab.ServerStatus(cmd.Context())
+		out := cmd.OutOrStdout()
+		if errors.Is(err, lab.ErrNoServer) {
+			fmt.Fprintln(out, "nothing is booted: hprobe lab up boots a host")
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "lab server, process %d: %d of %d copies run; logs in %s\n", st.PID, st.Running, st.Slots, st.Dir)
+		for _, h := range st.Hosts {
+			if h.Booting {
+				fmt.Fprintf(out, "  %s  boots\n", h.Config)
+				continue
+			}
+			fmt.Fprintf(out, "  %s  up, booted in %.0f s, %d copies so far\n", h.Config, h.Boot, h.Copies)
+		}
+		return nil
+	}}
+}
+
+// open makes a copy with the files that the command line names.
+func open(cmd *cobra.Command, cfg lab.Config, host, guest []string) (*lab.Host, error) {
+	var files []lab.File
+	for _, f := range host {
+		files = append(files, lab.File{Name: filepath.Base(f), Source: f})
+	}
+	for _, f := range guest {
+		files = append(files, lab.File{Name: filepath.Base(f), Source: f, Guest: true})
+	}
+	return lab.Open(cmd.Context(), cfg, lab.Options{Progress: progress(cmd.ErrOrStderr())}, files...)
+}
+
+func fileFlags(c *cobra.Command) (host, guest *[]string) {
+	return c.Flags().StringSlice("put", nil, "file to put into /payload of dom0"), c.Flags().StringSlice("put-guest", nil, "file to put into /payload of the guest")
+}
+
+func execIn(use, where string, run func(*lab.Host, context.Context, string) (lab.Result, error)) *cobra.Command {
+	c := &cobra.Command{
+		Use: use + " COMMAND...", Short: "Run a shell command in " + where + " of a new copy", Args: cobra.MinimumNArgs(1),
+		Long: "Makes a copy of the host, runs a shell command in " + where + ", prints its output, ends\nthe copy, and ends with the command's exit status.",
+	}
+	cfg := flags(c)
+	host, guest := fileFlags(c)
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		h, err := open(cmd, *cfg, *host, *guest)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		res, err := run(h, cmd.Context(), strings.Join(args, " "))
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(cmd.OutOrStdout(), res.Output)
+		if res.Exit != 0 {
+			return &ExitError{res.Exit}
+		}
+		return nil
+	}
+	return c
+}
+
+func copyShell() *cobra.Command {
+	c := &cobra.Command{
+		Use: "copy", Short: "A copy of a host for yourself, with a prompt", Args: cobra.NoArgs,
+		Long: "Makes a copy of the host and reads commands from standard input, a line each: they\nrun in dom0, or in the guest if they begin with \"guest \". The copy ends with the input.",
+	}
+	cfg := flags(c)
+	host, guest := fileFlags(c)
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		h, err := open(cmd, *cfg, *host, *guest)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		out := cmd.OutOrStdout()
+		in := bufio.NewScanner(cmd.InOrStdin())
+		for fmt.Fprint(out, "dom0# "); in.Scan(); fmt.Fprint(out, "dom0# ") {
+			run, line := h.Run, in.Text()
+			if script, ok := strings.CutPrefix(line, "guest "); ok {
+				run, line = h.Guest.Run, script
+			}
+			if strings.TrimSpace(line) == "" {
+				continue
+			}
+			res, err := run(cmd.Context(), line)
+			if err != nil {
+				return err
+			}
+			fmt.Fprint(out, res.Output)
+			if res.Exit != 0 {
+				fmt.Fprintf(out, "(exit status %d)\n", res.Exit)
+			}
+		}
+		fmt.Fprintln(out)
+		return in.Err()
+	}
+	return c
+}
+
+func logs(use, short string) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: "Print " + short, Args: cobra.NoArgs}
+	cfg := flags(c)
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		st, err := lab.ServerStatus(cmd.Context())
+		if err != nil {
+			return err
+		}
+		for _, h := range st.Hosts {
+			if h.Config.String() != cfg.String() || h.Dir == "" {
+				continue
+			}
+			b, err := os.ReadFile(filepath.Join(h.Dir, "serial.out"))
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(b)
+			return err
+		}
+		return fmt.Errorf("%s is not booted (hprobe lab up %s)", cfg, strings.Join(cfg.Flags(), " "))
+	}
+	return c
+}
+
+func serve() *cobra.Command {
+	return &cobra.Command{Use: "serve", Short: "Be the lab server", Hidden: true, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return lab.Serve(cmd.Context())
+	}}
+}

@@ -1,0 +1,123 @@
+// Package detectors is the contract between what watches a guest and what
+// decides what that means: a detector asks for probes at symbolic locations and
+// turns their hits into findings and verdicts.
+package detectors
+
+import (
+	"time"
+
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// Detector asks for probes and decides what their hits mean. It knows nothing
+// of addresses, views or rings.
+type Detector interface {
+	// Name names the detector for people and in findings: "stopgap/vmsplice".
+	Name() string
+	// Probes says what to probe. It is asked once for each domain.
+	Probes() []ProbeSpec
+}
+
+// ProbeSpec is a probe by symbol: a binder makes an address of it.
+type ProbeSpec struct {
+	Name string
+	// At is where: "symbol", "symbol+0x10", "module!symbol", or an address.
+	At string
+	// Handle is called at each hit while the vCPU waits: it must be quick and
+	// must not block or keep the Hit. nil counts.
+	Handle Handler
+}
+
+// Handler turns a hit into what happens next.
+type Handler func(h Hit) Outcome
+
+// Outcome is a handler's answer. The zero Outcome lets the guest go on, and
+// says nothing.
+type Outcome struct {
+	Verdict Verdict
+	Finding *Finding
+}
+
+// Verdict is what happens to the vCPU of a hit.
+type Verdict struct {
+	// Deny skips the function that the probe is at the entry of: it returns
+	// Return to its caller.
+	Deny   bool
+	Return int64
+}
+
+// Hit is one execution of a probed instruction, before it ran. It is valid
+// while the Handler runs. What it reads is the guest's: it may lie.
+type Hit interface {
+	// Seq counts the hits of this probe, from 1.
+	Seq() uint64
+	VCPU() xenevents.VCPU
+	// Registers are the vCPU's; they must not be changed.
+	Registers() *xenevents.Registers
+	// Arg returns the value of an argument of the function, counted from 0.
+	// Only at a function's entry. A system call's are those of its caller.
+	Arg(n int) (uint64, error)
+	// Args returns all that the profile knows of the arguments.
+	Args() []Arg
+	// ReadUint64 and Read read guest virtual memory as the vCPU sees it.
+	ReadUint64(at xenevents.GVA) (uint64, error)
+	Read(p []byte, at xenevents.GVA) (int, error)
+	// Process is who runs. ok is false where that can't be found out.
+	Process() (p Process, ok bool)
+}
+
+// Arg is an argument of a function.
+type Arg struct {
+	Name  string
+	Type  string // "size_t", "struct iovec *"; "" if the profile does not know
+	Value uint64
+	Err   error // it could not be read
+}
+
+// Process is a guest's process. Comm is the guest's: quote it.
+type Process struct {
+	PID, TID uint32 // in the guest's first PID name space
+	Comm     string
+}
+
+// Severity says how bad a finding is.
+type Severity uint8
+
+// The severities, after OCSF's names.
+const (
+	Informational Severity = iota
+	Medium
+	High
+)
+
+func (s Severity) String() string { return [...]string{"info", "medium", "high"}[min(s, High)] }
+
+// Finding is what a detector concluded. What does not concern it (time, domain,
+// process, probe) the binder fills in.
+type Finding struct {
+	Time     time.Time
+	Domain   string
+	DomainID xenevents.DomainID
+	Detector string
+	Probe    string
+	VCPU     xenevents.VCPU
+	Process  *Process // nil where unknown
+
+	Severity Severity
+	Message  string
+	// Blocked: the guest did not get what it tried.
+	Blocked bool
+	// Facts are what the conclusion is drawn from, in order.
+	Facts []Fact
+}
+
+// Fact is one value that a finding rests on.
+type Fact struct {
+	Name  string
+	Value uint64
+}
+
+// Sink takes findings. Emit must not block: it is called while a vCPU waits.
+type Sink interface {
+	Emit(f *Finding)
+}

@@ -1,0 +1,122 @@
+// Package sinks takes findings to where somebody reads them. A slow sink never
+// holds up a guest: what it can't take in time is dropped, and counted.
+package sinks
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hprobe/hprobe/detectors"
+)
+
+// keep is how many findings a Hub remembers.
+const keep = 1000
+
+// Hub passes findings to those who subscribed, and keeps the last ones. Its
+// methods may be called from any goroutine. The zero Hub is ready.
+type Hub struct {
+	fan    Fan[detectors.Finding]
+	mu     sync.Mutex
+	recent []detectors.Finding // a ring once it is full: the oldest is at next
+	next   int
+	total  uint64
+}
+
+// Emit implements detectors.Sink.
+func (h *Hub) Emit(f *detectors.Finding) {
+	h.mu.Lock()
+	h.total++
+	if len(h.recent) < keep {
+		h.recent = append(h.recent, *f)
+	} else {
+		h.recent[h.next] = *f
+		h.next = (h.next + 1) % keep
+	}
+	h.mu.Unlock()
+	h.fan.Emit(*f)
+}
+
+// Subscribe returns the findings from now on.
+func (h *Hub) Subscribe() *Subscription[detectors.Finding] { return h.fan.Subscribe() }
+
+// Recent returns the last findings, the oldest first, at most n (0: all that
+// are kept).
+func (h *Hub) Recent(n int) []detectors.Finding {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]detectors.Finding, 0, len(h.recent))
+	for i := range h.recent {
+		all = append(all, h.recent[(h.next+i)%len(h.recent)])
+	}
+	if n > 0 && n < len(all) {
+		all = all[len(all)-n:]
+	}
+	return all
+}
+
+// Totals returns how many findings there were, and how many times a subscriber
+// missed one.
+func (h *Hub) Totals() (findings, lost uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.total, h.fan.Lost()
+}
+
+// line is a finding as a line of JSON: the names are stable.
+type line struct {
+	Time     time.Time         `json:"time"`
+	Domain   string            `json:"domain"`
+	DomainID uint16            `json:"domain_id"`
+	Detector string            `json:"detector"`
+	Probe    string            `json:"probe"`
+	VCPU     uint32            `json:"vcpu"`
+	PID      uint32            `json:"pid,omitempty"`
+	Comm     string            `json:"comm,omitempty"`
+	Severity string            `json:"severity"`
+	Message  string            `json:"message"`
+	Blocked  bool              `json:"blocked"`
+	Facts    map[string]string `json:"facts,omitempty"`
+}
+
+// Encode makes a line of JSON of a finding, with its line end. Numbers of 64
+// bits are strings of hexadecimal digits: JSON's readers would round them.
+func Encode(f *detectors.Finding) ([]byte, error) {
+	l := line{Time: f.Time, Domain: f.Domain, DomainID: uint16(f.DomainID), Detector: f.Detector, Probe: f.Probe, VCPU: uint32(f.VCPU),
+		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked}
+	if f.Process != nil {
+		l.PID, l.Comm = f.Process.PID, f.Process.Comm
+	}
+	if len(f.Facts) > 0 {
+		l.Facts = map[string]string{}
+		for _, fact := range f.Facts {
+			l.Facts[fact.Name] = fmt.Sprintf("%#x", fact.Value)
+		}
+	}
+	b, err := json.Marshal(l)
+	if err != nil {
+		return nil, fmt.Errorf("encode a finding: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+// WriteJSON writes findings as JSON lines until s is closed, and then what is in
+// the queue. A write that fails (a full disk) loses its finding, is logged, and
+// does not end it.
+func WriteJSON(s *Subscription[detectors.Finding], w io.Writer, log *slog.Logger) {
+	for f := range s.C {
+		b, err := Encode(&f)
+		if err == nil {
+			_, err = w.Write(b)
+		}
+		if err != nil {
+			log.Error("a finding could not be written", "detector", f.Detector, "err", err)
+		}
+		if lost := s.TakeLost(); lost > 0 {
+			log.Error("findings came faster than they could be written", "lost", lost)
+		}
+	}
+}

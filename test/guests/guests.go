@@ -1,0 +1,48 @@
+// Package guests builds what runs in the guests of the lab: small static
+// programs, attacks among them, and a kernel module with a planted bug.
+package guests
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+
+	"github.com/hprobe/hprobe/test/lab"
+)
+
+//go:embed src/*.c module
+var sources embed.FS
+
+// Program builds a program of src, by its name without ".c", for the guest:
+// /payload/NAME there.
+func Program(ctx context.Context, name string) (lab.File, error) {
+	source, err := sources.ReadFile("src/" + name + ".c")
+	if err != nil {
+		return lab.File{}, fmt.Errorf("no program %q in test/guests/src: %w", name, err)
+	}
+	header, err := sources.ReadFile("module/vuln.h")
+	if err != nil {
+		return lab.File{}, err
+	}
+	path, err := lab.BuildProgram(ctx, name, map[string][]byte{name + ".c": source, "vuln.h": header})
+	return lab.File{Name: name, Source: path, Guest: true}, err
+}
+
+// Module builds the module with the planted bug for a guest's Linux ("6.12"):
+// /payload/vuln.ko there.
+func Module(ctx context.Context, linux string, say func(string)) (lab.File, error) {
+	files := map[string][]byte{}
+	err := fs.WalkDir(sources, "module", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		files[d.Name()], err = sources.ReadFile(path)
+		return err
+	})
+	if err != nil {
+		return lab.File{}, err
+	}
+	path, err := lab.BuildModule(ctx, linux, "vuln", files, say)
+	return lab.File{Name: "vuln.ko", Source: path, Guest: true}, err
+}

@@ -1,0 +1,203 @@
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// BuildProgram builds a static program for guests from C sources and headers,
+// by file name, with this machine's compiler. It is built once.
+func BuildProgram(ctx context.Context, name string, files map[string][]byte) (string, error) {
+	return built(ctx, name, files, "", func(dir string) (string, error) {
+		var c []string
+		for file := range files {
+			if strings.HasSuffix(file, ".c") {
+				c = append(c, file)
+			}
+		}
+		_, err := command(ctx, dir, "gcc", append([]string{"-O2", "-Wall", "-static", "-pthread", "-o", name}, c...)...)
+		return name, err
+	})
+}
+
+// BuildModule builds a kernel module for a guest's Linux ("6.12") from its
+// sources, one of which is the Kbuild file, in a package tree of the same suite:
+// with the compiler that the suite's kernel was built with. It is built once.
+func BuildModule(ctx context.Context, linux, name string, files map[string][]byte, say func(string)) (string, error) {
+	_, release, err := GuestKernel(ctx, linux)
+	if err != nil {
+		return "", err
+	}
+	return built(ctx, name+".ko", files, release, func(dir string) (string, error) {
+		cache, err := CacheDir()
+		if err != nil {
+			return "", err
+		}
+		root, err := headers(ctx, cache, linuxSuites[linux], release, say)
+		if err != nil {
+			return "", err
+		}
+		say(fmt.Sprintf("building the module %s for Linux %s", name, release))
+		// In a name space of its own: the compiler wants /dev/null, and the
+		// sources must be inside. Root there is who calls this.
+		script := `set -e
+mkdir -p "$1/dev" "$1/src" "$1/tmp"
+touch "$1/dev/null"
+mount --bind /dev/null "$1/dev/null"
+mount --bind "$2" "$1/src"
+exec chroot "$1" /bin/sh -c 'export PATH=/usr/bin:/bin:/usr/sbin LC_ALL=C; make -s -C /lib/modules/'"$3"'/build M=/src modules'`
+		args := []string{"--mount", "--map-root-user", "sh", "-c", script, "sh", root, dir, release}
+		if os.Geteuid() == 0 {
+			args = slices.Delete(args, 1, 2)
+		}
+		if _, err := command(ctx, dir, "unshare", args...); err != nil {
+			return "", fmt.Errorf("build the module %s (this needs root, or user name spaces for everyone: sysctl kernel.unprivileged_userns_clone=1): %w", name, err)
+		}
+		return name + ".ko", nil
+	})
+}
+
+// built runs make in a new folder with the files, and keeps the file that it
+// names: once for the same sources.
+func built(ctx context.Context, name string, files map[string][]byte, salt string, make func(dir string) (string, error)) (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	fmt.Fprintln(h, name, salt, hashOf("build.go"))
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintf(h, "%s %d\n%s", file, len(files[file]), files[file])
+	}
+	dir := filepath.Join(cache, "built")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return once(ctx, dir, hex.EncodeToString(h.Sum(nil))[:12]+"-"+name, func(tmp string) error {
+		work, err := os.MkdirTemp(dir, "work-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(work)
+		for file, content := range files {
+			if err := os.WriteFile(filepath.Join(work, file), content, 0o644); err != nil {
+				return err
+			}
+		}
+		out, err := make(work)
+		if err != nil {
+			return err
+		}
+		return os.Rename(filepath.Join(work, out), tmp)
+	})
+}
+
+// headers unpacks what builds modules for a release: its headers, the compiler
+// of its suite, and the programs that the kernel's makefiles call.
+func headers(ctx context.Context, cache, suite, release string, say func(string)) (string, error) {
+	return once(ctx, cache, "headers-"+release, func(tmp string) error {
+		say("fetching the compiler and the headers of Linux " + release)
+		include := []string{"linux-headers-" + release, "gcc", "make", "dash", "bash", "coreutils", "sed", "grep", "gawk", "findutils", "diffutils", "perl-base"}
+		if err := unpack(ctx, cache, suite, include, tmp, say); err != nil {
+			return fmt.Errorf("%w\n(if Debian has replaced Linux %s meanwhile, remove %s: the lab then fetches the new one)", err, release, filepath.Join(cache, suite))
+		}
+		// What packages' own scripts would do, which were not run.
+		for link, to := range map[string]string{"usr/bin/awk": "gawk", "bin/sh": "dash"} {
+			if err := os.Symlink(to, filepath.Join(tmp, link)); err != nil && !errors.Is(err, os.ErrExist) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+var goBuilt struct {
+	sync.Mutex
+	paths map[string]string
+	dir   string
+}
+
+// GoBinary builds a package of this module as a static binary for a copy, once
+// in a test run.
+func GoBinary(t testing.TB, pkg string) string {
+	t.Helper()
+	path, err := BuildGo(context.Background(), pkg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// BuildGo is GoBinary for who is no test.
+func BuildGo(ctx context.Context, pkg string) (string, error) {
+	return goBuild(ctx, pkg, "build", "-ldflags=-s -w")
+}
+
+// GoTest builds the tests of a package as a static binary for a copy.
+func GoTest(t testing.TB, pkg string) string {
+	t.Helper()
+	path, err := goBuild(context.Background(), pkg, "test", "-c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// keepBuilds is how long what one test run built stays in the cache.
+const keepBuilds = 2 * time.Hour
+
+func goBuild(ctx context.Context, pkg string, how ...string) (string, error) {
+	goBuilt.Lock()
+	defer goBuilt.Unlock()
+	key := how[0] + pkg
+	if path := goBuilt.paths[key]; path != "" {
+		return path, nil
+	}
+	if goBuilt.paths == nil {
+		dir, err := buildDir()
+		if err != nil {
+			return "", err
+		}
+		goBuilt.paths, goBuilt.dir = map[string]string{}, dir
+	}
+	path := filepath.Join(goBuilt.dir, how[0]+"-"+strings.ReplaceAll(pkg, "/", "_"))
+	args := append([]string{"CGO_ENABLED=0", "go"}, how...)
+	if _, err := command(ctx, "", "env", append(args, "-trimpath", "-o", path, pkg)...); err != nil {
+		return "", err
+	}
+	goBuilt.paths[key] = path
+	return path, nil
+}
+
+// buildDir makes a folder for this run, and removes those of earlier ones.
+func buildDir() (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	parent := filepath.Join(cache, "go")
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return "", err
+	}
+	old, err := os.ReadDir(parent)
+	if err != nil {
+		return "", err
+	}
+	for _, d := range old {
+		if info, err := d.Info(); err == nil && time.Since(info.ModTime()) > keepBuilds {
+			os.RemoveAll(filepath.Join(parent, d.Name()))
+		}
+	}
+	return os.MkdirTemp(parent, "run-")
+}
