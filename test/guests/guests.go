@@ -7,6 +7,8 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"os/exec"
+	"path/filepath"
 
 	"github.com/hprobe/hprobe/test/lab"
 )
@@ -45,4 +47,15 @@ func Module(ctx context.Context, linux string, say func(string)) (lab.File, erro
 	}
 	path, err := lab.BuildModule(ctx, linux, "vuln", files, say)
 	return lab.File{Name: "vuln.ko", Source: path, Guest: true}, err
+}
+
+// Profile has a built hprobe make the profile of a kernel image, as a user
+// would: /payload/profiles/guest.hprofile in dom0. dir must live until the copy
+// is made.
+func Profile(ctx context.Context, hprobe, vmlinuz, dir string) (lab.File, error) {
+	path := filepath.Join(dir, "guest.hprofile")
+	if out, err := exec.CommandContext(ctx, hprobe, "profile", "build", "--to", path, vmlinuz).CombinedOutput(); err != nil {
+		return lab.File{}, fmt.Errorf("hprobe profile build %s: %w: %s", vmlinuz, err, out)
+	}
+	return lab.File{Name: "profiles/guest.hprofile", Source: path}, nil
 }

@@ -64,12 +64,15 @@ func (a *app) probe() *cobra.Command {
 	return group("probe", "Probes", add, ls, rm)
 }
 
-// must marks flags that have to be given.
+// must makes flags ones that have to be given.
 func must(cmd *cobra.Command, flags ...string) {
-	for _, f := range flags {
-		if err := cmd.MarkFlagRequired(f); err != nil {
-			panic(err) // a flag that does not exist: found by every run
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		for _, f := range flags {
+			if !cmd.Flags().Changed(f) {
+				return fmt.Errorf("%w: say --%s (%s --help)", errUsage, f, cmd.CommandPath())
+			}
 		}
+		return nil
 	}
 }
 

@@ -14,9 +14,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/hprobe/hprobe/profiles/guestos"
+	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/native"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -33,7 +37,8 @@ type Report struct {
 }
 
 type options struct {
-	at        uint64
+	symbol    string
+	profile   string
 	step      probe.StepOver
 	poll      time.Duration
 	hits      uint64
@@ -45,13 +50,14 @@ type options struct {
 func main() {
 	var o options
 	var step string
-	flag.Uint64Var(&o.at, "at", 0, "kernel address of the probe")
+	flag.StringVar(&o.symbol, "symbol", "__x64_sys_getpriority", "kernel function, or function+0x4, to probe")
+	flag.StringVar(&o.profile, "profile", "/payload/profiles/guest.hprofile", "profile of the guest's kernel")
 	flag.StringVar(&step, "step", "auto", "how to step over")
 	flag.DurationVar(&o.poll, "poll", 0, "how long to poll before sleeping (see native.Options)")
 	flag.Uint64Var(&o.hits, "hits", 0, "end after so many hits")
 	flag.Uint64Var(&o.argOffset, "arg", 0x70, "offset in struct pt_regs, to which RDI points, of the argument to add up")
 	flag.Uint64Var(&o.match, "match", ^uint64(0), "count the hits with this argument")
-	flag.IntVar(&o.rounds, "rounds", 1, "attach, arm, remove and detach so often")
+	flag.IntVar(&o.rounds, "rounds", 1, "attach, arm, remove and detach so often; the profile is read once")
 	flag.Parse()
 	var err error
 	if o.step, err = probe.ParseStepOver(step); err == nil {
@@ -76,20 +82,28 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil || len(domains) != 1 {
 		return fmt.Errorf("%d domains: %w", len(domains), err)
 	}
+	profile, err := isf.ReadFile(o.profile)
+	if err != nil {
+		return err
+	}
 	for range o.rounds {
-		if err := once(ctx, host, domains[0].ID, o); err != nil {
+		if err := once(ctx, host, domains[0], profile, o); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func once(ctx context.Context, host *native.Host, id xenevents.DomainID, o options) (err error) {
-	dom, err := host.Open(ctx, id)
+func once(ctx context.Context, host *native.Host, info xenevents.DomainInfo, profile *isf.Profile, o options) (err error) {
+	dom, err := host.Open(ctx, info.ID)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dom.Close()) }()
+	kernel, err := guestos.FindKernel(dom, int(info.MaxVCPU)+1, profile)
+	if err != nil {
+		return err
+	}
 	engine, err := probe.New(dom, probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err
@@ -103,7 +117,7 @@ func once(ctx context.Context, host *native.Host, id xenevents.DomainID, o optio
 	case err := <-ended:
 		return err
 	}
-	report, probeErr := watch(ctx, engine, o)
+	report, probeErr := watch(ctx, engine, kernel, o)
 	stop()
 	if err := errors.Join(probeErr, <-ended); err != nil {
 		return err
@@ -111,16 +125,21 @@ func once(ctx context.Context, host *native.Host, id xenevents.DomainID, o optio
 	return json.NewEncoder(os.Stdout).Encode(report)
 }
 
-func watch(ctx context.Context, engine *probe.Engine, o options) (r Report, err error) {
-	var space xenevents.AddressSpace
-	if err := engine.Do(ctx, func(dom xenevents.Domain) error {
-		space, err = kernelSpace(dom, xenevents.GVA(o.at))
-		return err
-	}); err != nil {
+func watch(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, o options) (r Report, err error) {
+	symbol, offset, _ := strings.Cut(o.symbol, "+")
+	at, err := kernel.Address(symbol)
+	if err != nil {
 		return r, err
 	}
+	if offset != "" {
+		n, err := strconv.ParseUint(offset, 0, 16)
+		if err != nil {
+			return r, err
+		}
+		at += xenevents.GVA(n)
+	}
 	enough := make(chan struct{}, 1)
-	id, err := engine.Add(ctx, probe.Request{Name: "hits", At: xenevents.GVA(o.at), Space: space, Step: o.step, Decide: func(h *probe.Hit) probe.Verdict {
+	id, err := engine.Add(ctx, probe.Request{Name: "hits", At: at, Space: kernel.Space, Step: o.step, Decide: func(h *probe.Hit) probe.Verdict {
 		arg, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + o.argOffset))
 		if err == nil {
 			r.Sum += arg
@@ -147,22 +166,4 @@ func watch(ctx context.Context, engine *probe.Engine, o options) (r Report, err 
 	}
 	r.Probe, r.Stats = all[0], stats
 	return r, engine.Remove(context.Background(), id)
-}
-
-// kernelSpace finds a page-table root that maps an address of the kernel. With
-// KPTI a vCPU in user mode has one that does not, next to the one that does.
-func kernelSpace(dom xenevents.Domain, at xenevents.GVA) (xenevents.AddressSpace, error) {
-	regs, err := dom.Registers(0)
-	if err != nil {
-		return xenevents.AddressSpace{}, err
-	}
-	space := xenevents.AddressSpaceOf(&regs)
-	kernel := space
-	kernel.Root &^= xenevents.PageSize
-	for _, s := range []xenevents.AddressSpace{kernel, space} {
-		if maps(dom, s, at) {
-			return s, nil
-		}
-	}
-	return space, fmt.Errorf("vCPU 0 maps no %v", at)
 }
