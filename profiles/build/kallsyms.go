@@ -6,22 +6,26 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sort"
+	"slices"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 )
 
 // The kernel's own symbol table (kernel/kallsyms.c, scripts/kallsyms.c): names
 // packed by a table of 256 tokens, a marker for each 256 names, and addresses as
-// 32-bit offsets. It has no header; the order of its parts changed in Linux 6.4:
+// 32-bit offsets. It has no header. The order of its parts changed in Linux 6.4;
+// in Linux 7 the parts are aligned to 4 bytes instead of 8, and each offset counts
+// from its own place instead of from relative_base:
 //
 //	before: offsets, relative_base, num_syms, names, markers, (seqs_of_names,) token_table, token_index
-//	since:  num_syms, names, markers, token_table, token_index, offsets, relative_base, (seqs_of_names)
+//	6.4:    num_syms, names, markers, token_table, token_index, offsets, relative_base, (seqs_of_names)
+//	7:      num_syms, names, markers, token_table, token_index, offsets, seqs_of_names
 //
 // seqs_of_names came with Linux 6.2, and with updates of 6.1.
 type table struct {
 	b      []byte // the section
 	addr   uint64 // of its first byte
+	step   int    // what parts are aligned to, in bytes
 	tokens [256][]byte
 	index  int // where token_table is …
 	after  int // … and the end of token_index
@@ -67,9 +71,11 @@ func decodeKallsyms(b []byte, addr uint64) ([]isf.Symbol, error) {
 		}
 		at += from
 		from = at + 1
-		t := &table{b: b, addr: addr}
-		if t.findTokens(at) && t.findNames() {
-			return t.symbols()
+		for _, step := range []int{8, 4} {
+			t := &table{b: b, addr: addr, step: step}
+			if t.findTokens(at) && t.findNames() {
+				return t.symbols()
+			}
 		}
 	}
 }
@@ -85,8 +91,6 @@ func (t *table) findTokens(zero int) bool {
 		}
 		at = bytes.LastIndexByte(t.b[max(0, end-64):end], 0) + 1 + max(0, end-64)
 	}
-	// The table begins at a multiple of 8 (ALGN in scripts/kallsyms.c): the
-	// first token may have been taken for longer, or padding for tokens.
 	t.index = at
 	offsets := make([]int, 256)
 	for i := range t.tokens {
@@ -112,7 +116,10 @@ func (t *table) findTokens(zero int) bool {
 }
 
 // align rounds an offset up to where the next part begins.
-func (t *table) align(at int) int { return int((t.addr+uint64(at)+7)&^7 - t.addr) }
+func (t *table) align(at int) int {
+	mask := uint64(t.step - 1)
+	return int((t.addr+uint64(at)+mask)&^mask - t.addr)
+}
 
 // How far before the tokens the names may begin, in bytes, and how many symbols
 // a kernel has at least.
@@ -124,9 +131,9 @@ const (
 // findNames finds num_syms and the names, somewhere before the tokens: at a
 // number that as many names follow, and then the markers that fit them.
 func (t *table) findNames() bool {
-	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames; at -= 8 {
+	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames; at -= t.step {
 		n := binary.LittleEndian.Uint32(t.b[at:])
-		if n < minSymbols || n > maxSymbols || binary.LittleEndian.Uint32(t.b[at+4:]) != 0 {
+		if n < minSymbols || n > maxSymbols || t.step == 8 && binary.LittleEndian.Uint32(t.b[at+4:]) != 0 {
 			continue
 		}
 		t.numAt, t.num, t.names = at, int(n), t.align(at+4)
@@ -220,7 +227,23 @@ func (t *table) addresses() ([]uint64, error) {
 			return addrs, nil
 		}
 	}
+	if addrs, ok := t.placeRelative(); ok { // since 7
+		return addrs, nil
+	}
 	return nil, fmt.Errorf("kallsyms: the addresses of its %d names are not where they are in the kernels that hprobe knows", t.num)
+}
+
+// placeRelative reads offsets that count from their own addresses.
+func (t *table) placeRelative() ([]uint64, bool) {
+	if t.after+4*t.num > len(t.b) {
+		return nil, false
+	}
+	addrs := make([]uint64, t.num)
+	for i := range addrs {
+		at := t.after + 4*i
+		addrs[i] = t.addr + uint64(at) + uint64(int64(int32(binary.LittleEndian.Uint32(t.b[at:]))))
+	}
+	return addrs, addrs[0] >= kernelText && slices.IsSorted(addrs)
 }
 
 func roundUp(n int) int { return (n + 7) &^ 7 }
@@ -252,5 +275,5 @@ func relative(b []byte, num int, base uint64) ([]uint64, bool) {
 		}
 	}
 	// The table is sorted by address.
-	return addrs, sort.SliceIsSorted(addrs, func(i, j int) bool { return addrs[i] < addrs[j] })
+	return addrs, slices.IsSorted(addrs)
 }

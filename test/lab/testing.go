@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// commandLimit bounds a command of MustRun. It is generous: a machine may be slow.
-const commandLimit = 5 * time.Minute
+// CommandLimit bounds a command of MustRun. It is generous: a machine may be slow.
+const CommandLimit = 5 * time.Minute
 
 // Copy gives a test a copy of a host of its own, with files in it. It ends with
 // the test. When the test failed, its logs are kept, and how to repeat it is printed.
@@ -90,7 +90,7 @@ func (g *Guest) MustRun(t testing.TB, script string) string {
 
 func mustRun(t testing.TB, where string, run func(context.Context, string) (Result, error), script string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), CommandLimit)
 	defer cancel()
 	res, err := run(ctx, script)
 	if err != nil {
