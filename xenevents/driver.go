@@ -155,6 +155,23 @@ type Events interface {
 	Close() error
 }
 
+// Settler is an Events whose hypervisor may carry out a reply later than it was
+// given, and must not be surprised meanwhile.
+//
+// Xen keeps an emulation or registers that a reply asks for until the vCPU is next
+// scheduled. If a frame is taken out of any of the domain's maps before that (in
+// dom0: RevertGFN, FreeGFN), the vCPU first goes on without them, and Xen carries
+// them out at some later instruction: the guest crashes or computes nonsense.
+// (Xen 4.15 to today: p2m_remove_entry sets mapcache_invalidate for each vCPU,
+// vcpu_ioreq_handle_completion then returns false once, so that hvm_do_resume
+// returns before hvm_vm_event_do_resume. Seen in the lab on 4.20.)
+type Settler interface {
+	// Settled says whether the vCPUs have carried out all replies. An event that
+	// was not read yet says nothing: read those first, with the domain paused,
+	// and reply to them with neither Emulate nor Regs.
+	Settled() (bool, error)
+}
+
 // Views is altp2m: other maps of the same guest, made by remapping frames and
 // taking access rights. A Domain that has none is no Views or returns an
 // *UnsupportedError.
@@ -173,6 +190,7 @@ type Views interface {
 	// RemapGFN lets gfn show frame to in view v.
 	RemapGFN(v View, gfn, to GFN) error
 	// RevertGFN lets gfn show in v what it shows in view 0, with full access.
+	// Where the Events are a Settler it needs a settled, paused domain.
 	RevertGFN(v View, gfn GFN) error
 	// SetAccess sets the access rights of gfn in view v. On an entry that the
 	// view has not yet it also fills it, and where view 0 maps a superpage,
@@ -184,7 +202,8 @@ type Views interface {
 type PageAllocator interface {
 	// AllocGFN adds one zeroed frame to the domain.
 	AllocGFN() (GFN, error)
-	// FreeGFN takes it away again.
+	// FreeGFN takes it away again. Where the Events are a Settler it needs a
+	// settled, paused domain.
 	FreeGFN(GFN) error
 }
 

@@ -241,7 +241,7 @@ func (e *Events) TryNext(batch []xenevents.Event) (int, error) {
 				e.pending = append(e.pending, make([]pending, int(ev.VCPU)+1-len(e.pending))...)
 			}
 			p := &e.pending[ev.VCPU]
-			p.open, p.reason = true, uint32(ev.Cookie)
+			p.open, p.reason, p.rip, p.unsettled = true, uint32(ev.Cookie), ev.Regs.RIP, false
 			copy(p.u[:], b[abi.EntryU:])
 		}
 		e.ring.consume()
@@ -346,6 +346,31 @@ func (e *Events) Reply(ev *xenevents.Event, r *xenevents.Reply) error {
 	p.open = false
 	e.ring.respond(ev.VCPU, p, r)
 	return nil
+}
+
+// Settled says whether all replies were carried out: a vCPU that was told to
+// emulate, or got registers, has had another event since, or is at another
+// instruction. One that loops back to the same may be seen as not settled, which
+// is true of it again a moment later.
+func (e *Events) Settled() (bool, error) {
+	if err := e.Flush(); err != nil {
+		return false, err
+	}
+	for v := range e.pending {
+		p := &e.pending[v]
+		if !p.unsettled {
+			continue
+		}
+		r, err := e.dom.Registers(xenevents.VCPU(v))
+		if err != nil {
+			return false, err
+		}
+		if r.RIP == p.rip {
+			return false, nil
+		}
+		p.unsettled = false
+	}
+	return true, nil
 }
 
 // Flush tells Xen of all responses that it was not told of.

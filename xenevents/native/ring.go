@@ -49,6 +49,11 @@ type pending struct {
 	open   bool
 	reason uint32
 	u      [abi.EntryUSize]byte
+
+	rip uint64 // at the event
+	// unsettled: the last reply asked for something that Xen does when it
+	// schedules the vCPU: see xenevents.Settler.
+	unsettled bool
 }
 
 // decode reads a request. Registers and the event's own fields are Xen's, but
@@ -166,6 +171,7 @@ func (r *ring) respond(v xenevents.VCPU, p *pending, reply *xenevents.Reply) {
 		encodeRegisters(b[abi.EntryData:], reply.Regs)
 	}
 	le.PutUint32(b[abi.EntryFlags:], flags)
+	p.unsettled = reply.Emulate || reply.Regs != nil
 	r.rspProd++
 	sys.Store32(r.page[abi.RingRspProd:], r.rspProd)
 	r.unsent = true

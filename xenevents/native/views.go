@@ -98,13 +98,14 @@ func (d *Domain) RemapGFN(v xenevents.View, gfn, to xenevents.GFN) error {
 }
 
 // RevertGFN takes back what RemapGFN and SetAccess did to gfn in view v. Xen
-// drops the entry, and fills it again from view 0.
+// drops the entry, and fills it from view 0 when the guest touches it. Filling it
+// here, by SetAccess, would take along the other pages that v remaps, where the
+// host map has a superpage there: Xen copies that whole, over them.
 func (d *Domain) RevertGFN(v xenevents.View, gfn xenevents.GFN) error {
 	if err := d.changeGFN(v, uint64(gfn), abi.InvalidGFN); err != nil {
 		return fmt.Errorf("revert gfn %v in view %d: %w", gfn, v, err)
 	}
-	// Fill it at once: or the next access of the guest is an EPT violation.
-	return d.SetAccess(v, gfn, xenevents.AccessRWX)
+	return nil
 }
 
 func (d *Domain) changeGFN(v xenevents.View, from, to uint64) error {

@@ -85,7 +85,9 @@ func (e *Engine) chooseStep(asked StepOver, in insn) (StepOver, error) {
 	return asked, nil
 }
 
-// Remove takes a probe out. When it returns nothing of it is left in the guest.
+// Remove takes a probe out: when it returns the guest does not hit it any more.
+// The copy of its page goes a moment later, when no vCPU is in the middle of an
+// answer (Stats.Shadows tells).
 func (e *Engine) Remove(ctx context.Context, id ID) error {
 	return e.call(ctx, func() error {
 		user := e.probes[id]

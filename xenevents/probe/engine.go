@@ -172,7 +172,7 @@ func (e *Engine) attach(ctx context.Context) (err error) {
 func (e *Engine) serve(ctx context.Context) error {
 	var batch [batchSize]xenevents.Event
 	for {
-		n, err := e.events.Next(ctx, batch[:])
+		n, err := e.next(ctx, batch[:])
 		if err != nil && !errors.Is(err, xenevents.ErrInterrupted) {
 			return err
 		}
@@ -184,7 +184,26 @@ func (e *Engine) serve(ctx context.Context) error {
 		if len(e.commands) > 0 {
 			e.obey()
 		}
+		if e.set.Idle() {
+			if err := e.reclaim(); err != nil {
+				return err
+			}
+		}
 	}
+}
+
+// next waits for events; not for long while there is something to reclaim.
+func (e *Engine) next(ctx context.Context, batch []xenevents.Event) (int, error) {
+	if !e.set.Idle() {
+		return e.events.Next(ctx, batch)
+	}
+	short, cancel := context.WithTimeout(ctx, reclaimRetry)
+	defer cancel()
+	n, err := e.events.Next(short, batch)
+	if err != nil && ctx.Err() == nil && errors.Is(err, short.Err()) {
+		return 0, nil
+	}
+	return n, err
 }
 
 // batch answers what the ring held.
@@ -262,6 +281,47 @@ const (
 	drainLimit = 2 * time.Second
 )
 
+// reclaimRetry is how long the guest runs between two tries to reclaim.
+const reclaimRetry = time.Millisecond
+
+// reclaim takes away the copies of pages without patches, if the vCPUs have
+// carried out all replies: see xenevents.Settler. If not, it is tried again soon.
+func (e *Engine) reclaim() error {
+	if settled, err := e.settled(); !settled || err != nil {
+		return err
+	}
+	return xenevents.WithPaused(e.dom, func() error {
+		var batch [batchSize]xenevents.Event
+		n, err := e.events.TryNext(batch[:])
+		if err != nil {
+			return err
+		}
+		var errs error
+		for i := range n {
+			ev := &batch[i]
+			if ev.Kind == xenevents.KindInt3 {
+				// Run it again afterwards: a reply to it may not be plain.
+				e.stats.Retried++
+				errs = errors.Join(errs, e.reply(ev, e.newReply()))
+				continue
+			}
+			errs = errors.Join(errs, e.answer(ev))
+		}
+		settled, err := e.settled()
+		if settled {
+			err = errors.Join(err, e.set.Reclaim())
+		}
+		return errors.Join(errs, err)
+	})
+}
+
+func (e *Engine) settled() (bool, error) {
+	if s, ok := e.events.(xenevents.Settler); ok {
+		return s.Settled()
+	}
+	return true, nil
+}
+
 // detach takes everything away, in the order that leaves no vCPU behind. The
 // guest leaves the view first: from then on no int3 of ours is hit, and what was
 // hit before gets its answer while the guest runs. The rest is done with the
@@ -285,11 +345,15 @@ func (e *Engine) drain() {
 		quiet, stop := context.WithTimeout(ctx, drainQuiet)
 		n := e.drainOnce(quiet)
 		stop()
-		if n == 0 && !slices.ContainsFunc(e.steps, func(s step) bool { return s.active }) {
+		if n > 0 || slices.ContainsFunc(e.steps, func(s step) bool { return s.active }) {
+			continue
+		}
+		// A verdict that was given is carried out.
+		if settled, err := e.settled(); settled || err != nil {
 			return
 		}
 	}
-	e.log.Warn("events kept coming during detach")
+	e.log.Warn("a vCPU is still busy with an event at detach: it goes on without it")
 }
 
 func (e *Engine) drainOnce(ctx context.Context) int {

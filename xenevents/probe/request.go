@@ -148,6 +148,7 @@ type Stats struct {
 	Events     map[string]uint64 // by kind
 	Reinjected uint64            // the guest's own int3s
 	Stale      uint64            // int3s of patches that were just removed
+	Retried    uint64            // int3s that were run again because they came at a bad time
 	Reads      uint64            // guest reads of a shadow page
 	Writes     uint64            // guest writes to one
 	Shadows    int               // shadow pages

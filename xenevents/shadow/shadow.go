@@ -33,12 +33,13 @@ type Domain interface {
 // Set is all that is hidden in one domain: the probe view and its shadow pages.
 // It belongs to the goroutine that serves the domain's events.
 type Set struct {
-	dom   Domain
-	view  xenevents.View
-	pages map[xenevents.GFN]*page
-	all   map[xenevents.GPA]*Patch // of all pages: one look-up at a hit
-	max   xenevents.GFN            // the highest frame that the guest had when the view was made
-	open  bool
+	dom    Domain
+	view   xenevents.View
+	pages  map[xenevents.GFN]*page
+	all    map[xenevents.GPA]*Patch // of all pages: one look-up at a hit
+	spares []xenevents.GFN          // of pages that are gone, for those to come
+	max    xenevents.GFN            // the highest frame that the guest had when the view was made
+	open   bool
 }
 
 // page is a shadow page.
@@ -68,8 +69,7 @@ func Open(dom Domain) (*Set, error) {
 		return nil, err
 	}
 	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}}
-	err := xenevents.WithPaused(dom, s.enter)
-	if err != nil {
+	if err := s.enter(); err != nil {
 		return nil, errors.Join(err, dom.DisableViews())
 	}
 	s.open = true
@@ -80,9 +80,10 @@ func Open(dom Domain) (*Set, error) {
 // 2 MiB page, as it has nearly everywhere.
 const superpage = 512
 
-// enter makes the view and switches the domain, which is paused, to it. It fills
-// the view before: an entry that a guest misses costs it an EPT violation.
-// Where the host maps single pages Xen fills the others when they are touched.
+// enter makes the view and switches the domain to it. It fills the view before:
+// an entry that a guest misses costs it an EPT violation. The guest runs on in
+// view 0 meanwhile. Where the host maps single pages Xen fills the others when
+// they are touched, which costs less than to ask for each.
 func (s *Set) enter() error {
 	var err error
 	if s.max, err = s.dom.MaxGFN(); err != nil {
@@ -139,36 +140,41 @@ func (s *Set) Insert(at xenevents.GPA, original [MaxInsn]byte, length int) (*Pat
 // addPage hides a page behind its copy: remap before protect, as a remapped
 // entry starts with full access.
 func (s *Set) addPage(pg *page) (err error) {
-	if pg.shadow, err = s.dom.AllocGFN(); err != nil {
+	if pg.shadow, err = s.spare(); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.dropPage(pg))
+			s.spares = append(s.spares, pg.shadow)
 		}
 	}()
-	s.pages[pg.gfn] = pg
 	if err = s.refresh(pg); err != nil {
 		return err
 	}
 	if err = s.dom.RemapGFN(s.view, pg.gfn, pg.shadow); err != nil {
 		return err
 	}
-	return s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX)
-}
-
-func (s *Set) dropPage(pg *page) error {
-	delete(s.pages, pg.gfn)
-	// The entry first: while it shows the copy, the copy must be there.
-	if err := s.dom.RevertGFN(s.view, pg.gfn); err != nil {
-		return err
+	if err = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX); err != nil {
+		// Not settled, perhaps, but what the guest writes to a copy is lost.
+		return errors.Join(err, s.dom.RevertGFN(s.view, pg.gfn))
 	}
-	return s.dom.FreeGFN(pg.shadow)
+	s.pages[pg.gfn] = pg
+	return nil
 }
 
-// Remove takes a patch away, and with the last one of a page the page's copy.
-// A vCPU that ran the int3 just before has an event on its way: Find answers
-// false for it, and it must simply be tried again.
+// spare returns a frame for a copy.
+func (s *Set) spare() (xenevents.GFN, error) {
+	if n := len(s.spares); n > 0 {
+		gfn := s.spares[n-1]
+		s.spares = s.spares[:n-1]
+		return gfn, nil
+	}
+	return s.dom.AllocGFN()
+}
+
+// Remove takes a patch away: no vCPU hits it any more. One that ran the int3 just
+// before has an event on its way: Find answers false for it, and it must simply be
+// tried again. The copy of a page without patches stays until Reclaim.
 func (s *Set) Remove(p *Patch) error {
 	pg := s.pages[p.At.GFN()]
 	if pg == nil || pg.patches[uint16(p.At.Offset())] != p {
@@ -176,13 +182,58 @@ func (s *Set) Remove(p *Patch) error {
 	}
 	delete(pg.patches, uint16(p.At.Offset()))
 	delete(s.all, p.At)
-	if len(pg.patches) == 0 {
-		return s.dropPage(pg)
-	}
 	if p.Displaced {
 		return nil
 	}
 	return s.poke(pg, p, p.Original[0])
+}
+
+// Idle says whether Reclaim has something to do.
+func (s *Set) Idle() bool {
+	if len(s.pages) == 0 && len(s.spares) > 0 {
+		return true
+	}
+	for _, pg := range s.pages {
+		if len(pg.patches) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Reclaim takes away the copies of pages without patches, and with the last copy
+// the spare frames: the guest has no more memory than before the first patch, and
+// its view is what view 0 is. It must be called with the domain paused, while no
+// reply is pending: see xenevents.Settler.
+//
+// Frames go with the last copy only because Xen, when a frame goes that a view
+// ever showed elsewhere, empties that view, all other copies in it included
+// (xen/arch/x86/mm/altp2m.c, p2m_altp2m_propagate_change).
+func (s *Set) Reclaim() error {
+	for gfn, pg := range s.pages {
+		if len(pg.patches) > 0 {
+			continue
+		}
+		// The entry first: while it shows the copy, the copy must be there.
+		if err := s.dom.RevertGFN(s.view, gfn); err != nil {
+			return err
+		}
+		delete(s.pages, gfn)
+		s.spares = append(s.spares, pg.shadow)
+	}
+	if len(s.pages) > 0 {
+		return nil
+	}
+	return s.freeSpares()
+}
+
+func (s *Set) freeSpares() error {
+	var errs []error
+	for _, gfn := range s.spares {
+		errs = append(errs, s.dom.FreeGFN(gfn))
+	}
+	s.spares = nil
+	return errors.Join(errs...)
 }
 
 // poke writes one byte of a shadow page.
@@ -263,8 +314,9 @@ func (s *Set) Close() error {
 	}
 	errs = append(errs, s.dom.DisableViews())
 	for _, pg := range s.pages {
-		errs = append(errs, s.dom.FreeGFN(pg.shadow))
+		s.spares = append(s.spares, pg.shadow)
 	}
+	errs = append(errs, s.freeSpares())
 	clear(s.pages)
 	clear(s.all)
 	return errors.Join(errs...)
