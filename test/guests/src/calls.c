@@ -15,6 +15,7 @@ static pthread_barrier_t start;
 
 struct result {
   unsigned long wrong, sum, ticks;
+  long bad_call, bad_result; /* the first wrong one */
 };
 
 static unsigned long tsc(void) {
@@ -35,7 +36,11 @@ static void *caller(void *arg) {
   unsigned long began = tsc();
   for (long i = 0; i < calls; i++) {
     unsigned long which = 1000 + i;
-    if (getpriority_raw(which) != -EINVAL) r->wrong++;
+    long result = getpriority_raw(which);
+    if (result != -EINVAL && r->wrong++ == 0) {
+      r->bad_call = i;
+      r->bad_result = result;
+    }
     r->sum += which;
   }
   r->ticks = tsc() - began;
@@ -55,6 +60,7 @@ int main(int argc, char **argv) {
   for (int i = 0; i < threads; i++) pthread_create(&ids[i], NULL, caller, &results[i]);
   for (int i = 0; i < threads; i++) {
     pthread_join(ids[i], NULL);
+    if (results[i].wrong > 0) fprintf(stderr, "thread %d: call %ld returned %ld\n", i, results[i].bad_call, results[i].bad_result);
     all.wrong += results[i].wrong;
     all.sum += results[i].sum;
     all.ticks += results[i].ticks;
