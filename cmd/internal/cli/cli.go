@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,8 @@ const (
 )
 
 const exitHelp = `Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such domain, symbol or probe,
-4 this host or guest can't do that (see hprobe doctor), 5 no hprobed answers.`
+4 this host or guest can't do that (see hprobe doctor), 5 no hprobed answers.
+hprobe lab exec and hprobe lab guest end with the status of the command they ran.`
 
 // app is what all commands share.
 type app struct {
@@ -93,7 +95,8 @@ func (a *app) root() *cobra.Command {
 		Use:   "hprobe",
 		Short: "Probes in running Xen guests, from outside, on demand",
 		Long: `hprobe puts probes into running Xen guests from dom0 and takes them out again.
-Nothing is installed or changed in the guest, and it can't see the probes.
+Nothing is installed or changed in the guest. It can't read the probes from its
+memory; it can measure that a probed function takes longer.
 
   hprobe doctor guest                        can this guest be watched?
   hprobe profile build vmlinuz-6.12          symbols of the guest's kernel
@@ -106,7 +109,7 @@ Nothing is installed or changed in the guest, and it can't see the probes.
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&a.socket, "socket", control.DefaultSocket, "hprobed's socket")
-	output := f.StringP("output", "o", "text", "text, for people, or json, for programs")
+	output := f.StringP("output", "o", "text", "text, for people, or json, for programs: an object a line")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if *output != "text" && *output != "json" {
 			return fmt.Errorf("%w: -o is text or json, not %q", errUsage, *output)
@@ -119,6 +122,7 @@ Nothing is installed or changed in the guest, and it can't see the probes.
 	})
 	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(), labcli.Command())
 	explainUnknown(root)
+	usageErrors(root)
 	return root
 }
 
@@ -147,13 +151,35 @@ func explainUnknown(c *cobra.Command) {
 	}
 }
 
+// usageErrors makes what commands say about their arguments usage errors.
+func usageErrors(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		usageErrors(sub)
+	}
+	check := c.Args
+	if check == nil {
+		return
+	}
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		err := check(cmd, args)
+		if err == nil || errors.Is(err, errUsage) {
+			return err
+		}
+		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
+	}
+}
+
 // exactly is cobra.ExactArgs with an error that says what is wanted.
 func exactly(what ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != len(what) {
-			return fmt.Errorf("%w: %s wants %d arguments %v, and got %d", errUsage, cmd.CommandPath(), len(what), what, len(args))
+		if len(args) == len(what) {
+			return nil
 		}
-		return nil
+		wanted := "no arguments"
+		if len(what) > 0 {
+			wanted = strings.Join(what, " ")
+		}
+		return fmt.Errorf("%w: %s takes %s, and got %q (%s --help)", errUsage, cmd.CommandPath(), wanted, args, cmd.CommandPath())
 	}
 }
 

@@ -24,7 +24,7 @@ func (a *app) domain() *cobra.Command {
 	ls := &cobra.Command{Use: "ls", Short: "List the guests of this host", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
 		return withHost(cmd.Context(), func(h *native.Host) error { return a.listDomains(cmd.Context(), h) })
 	}}
-	features := &cobra.Command{Use: "features DOMAIN", Short: "What can be done with a guest", Args: exactly("DOMAIN"), RunE: func(cmd *cobra.Command, args []string) error {
+	features := &cobra.Command{Use: "features DOMAIN", Short: "Show what can be done with a guest", Long: "features shows what hprobe found out about a guest, as doctor does, without a verdict.", Args: exactly("DOMAIN"), RunE: func(cmd *cobra.Command, args []string) error {
 		return withHost(cmd.Context(), func(h *native.Host) error {
 			all, err := domainFeatures(cmd.Context(), h, args[0])
 			if err != nil {
@@ -33,7 +33,7 @@ func (a *app) domain() *cobra.Command {
 			return a.showFeatures(all)
 		})
 	}}
-	return group("domain", "Guests", ls, features)
+	return group("domain", "List guests, and show what can be done with one", ls, features)
 }
 
 // domainLine is a domain for programs.
@@ -105,10 +105,12 @@ func domainFeatures(ctx context.Context, h *native.Host, name string) (f []xenev
 func (a *app) doctor() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor [DOMAIN]",
-		Short: "What is missing on this host, or for a guest, and the line that adds it",
+		Short: "Say what is missing on this host, or for a guest, and the line that adds it",
 		Long: `doctor tries out what hprobe needs of this host, and of a guest if one is named,
-and prints the exact line to add where something is missing. It changes nothing.
-Its exit status is 4 if hprobe can't work as things are.`,
+and prints the exact line to add where something is missing. It leaves both as they
+were; the guest stands still for a moment while doctor opens its monitor ring, as
+only that shows that nobody else has it. A guest that hprobed watches already is one
+with another monitor, so ask before. The exit status is 4 if something is in the way.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withHost(cmd.Context(), func(h *native.Host) error {

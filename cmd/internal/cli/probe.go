@@ -9,13 +9,14 @@ import (
 )
 
 const placeHelp = `A place is written like do_exit, do_exit+0x10, vuln!vuln_copy (a function of a
-loaded module) or 0xffffffff81000000 (an address in the guest).`
+loaded module) or 0xffffffff81000000 (an address in the guest). It must be the first
+byte of an instruction: at any other the guest would run something else.`
 
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
 	add := &cobra.Command{
 		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
-		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them.\n\n" + placeHelp,
+		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				p, err := c.AddProbe(cmd.Context(), &req)
@@ -37,7 +38,7 @@ func (a *app) probe() *cobra.Command {
 	must(add, "domain", "at")
 
 	var domain string
-	ls := &cobra.Command{Use: "ls", Short: "List probes, detectors' own among them", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+	ls := &cobra.Command{Use: "ls", Short: "List probes, those of stopgaps among them", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
 		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 			r, err := c.ListProbes(cmd.Context(), &controlapi.ListProbesRequest{Domain: domain})
 			if err != nil {
@@ -61,7 +62,7 @@ func (a *app) probe() *cobra.Command {
 			return err
 		})
 	}}
-	return group("probe", "Probes", add, ls, rm)
+	return group("probe", "Put probes into guests, list them, take them out", add, ls, rm)
 }
 
 // must makes flags ones that have to be given.

@@ -21,9 +21,9 @@ func (a *app) profile() *cobra.Command {
 	mk := &cobra.Command{
 		Use: "build VMLINUZ", Short: "Make the profile of a guest's kernel from its image", Args: exactly("VMLINUZ"),
 		Long: `build makes a profile (symbols and types) from a kernel image as distributions ship
-it: /boot/vmlinuz-… of the guest, or a vmlinux. It needs no debug package. The
-profile goes to hprobed's folder; with --to FILE.json or FILE.json.xz it is written as an ISF
-file, which Volatility 3 reads, too. It needs no root and no Xen.`,
+it: /boot/vmlinuz-… of the guest, or a vmlinux. It needs no debug package, no root
+and no Xen. The profile goes to hprobed's folder (--profiles), or to a file (--to);
+one called .json or .json.xz is an ISF file, the form that Volatility 3 has.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := build.FromFile(cmd.Context(), args[0])
 			if err != nil {
@@ -36,12 +36,15 @@ file, which Volatility 3 reads, too. It needs no root and no Xen.`,
 			} else if err := writeProfile(to, p); err != nil {
 				return err
 			}
+			if a.json {
+				return a.value(profileLine{to, p.NumSymbols(), p.Meta().Banner, ""})
+			}
 			_, err = fmt.Fprintf(a.out, "%s: %d symbols of %q\n", to, p.NumSymbols(), p.Meta().Banner)
 			return err
 		},
 	}
-	mk.Flags().StringVar(&to, "to", "", "file to write instead: .json, .json.xz (ISF) or .hprofile")
-	ls := &cobra.Command{Use: "ls", Short: "List hprobed's profiles", Args: exactly(), RunE: func(*cobra.Command, []string) error {
+	mk.Flags().StringVar(&to, "to", "", "file to write instead: .json or .json.xz (ISF), or .hprofile (compact)")
+	ls := &cobra.Command{Use: "ls", Short: "List the profiles in hprobed's folder", Args: exactly(), RunE: func(*cobra.Command, []string) error {
 		files, err := store.Open(dir).Files()
 		if err != nil {
 			return err
@@ -49,17 +52,41 @@ file, which Volatility 3 reads, too. It needs no root and no Xen.`,
 		rows := [][]string{{"SYMBOLS", "KERNEL", "FILE"}}
 		for _, f := range files {
 			p, err := isf.ReadFile(f)
+			if a.json {
+				if err := a.value(profileLineOf(f, p, err)); err != nil {
+					return err
+				}
+				continue
+			}
 			if err != nil {
 				rows = append(rows, []string{"?", err.Error(), f})
 				continue
 			}
 			rows = append(rows, []string{fmt.Sprint(p.NumSymbols()), guestText(p.Meta().Banner), f})
 		}
+		if a.json {
+			return nil
+		}
 		return a.table(rows)
 	}}
-	c := group("profile", "Symbols and types of guests' kernels", mk, ls)
+	c := group("profile", "Make and list profiles: symbols and types of guests' kernels", mk, ls)
 	c.PersistentFlags().StringVar(&dir, "profiles", dir, "hprobed's folder of profiles")
 	return c
+}
+
+// profileLine is a profile for programs.
+type profileLine struct {
+	File    string `json:"file"`
+	Symbols int    `json:"symbols"`
+	Kernel  string `json:"kernel"`
+	Error   string `json:"error,omitempty"`
+}
+
+func profileLineOf(file string, p *isf.Profile, err error) profileLine {
+	if err != nil {
+		return profileLine{File: file, Error: err.Error()}
+	}
+	return profileLine{File: file, Symbols: p.NumSymbols(), Kernel: p.Meta().Banner}
 }
 
 // writeProfile writes a profile in the form that the file's name says.

@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) status() *cobra.Command {
-	return &cobra.Command{Use: "status", Short: "What hprobed is doing", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "status", Short: "Show what hprobed is doing", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
 		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 			s, err := c.Status(cmd.Context(), &controlapi.StatusRequest{})
 			if err != nil {

@@ -24,7 +24,11 @@ hprobe knows by name. For another one say where the length is:
 
 --length is arg0 to arg5 for an argument of the function, [arg0+8] for the 8 bytes
 in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointer.
-` + placeHelp,
+--at is the function: a symbol, or module!symbol for one of a loaded module.
+
+hprobed looks when the function is entered. A program that changes a length in its
+own memory after that, from another thread, gets past; and a call whose length is
+in memory that is not there at the moment runs, and is reported.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
@@ -45,8 +49,8 @@ in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointe
 	f.BoolVar(&req.Fix, "fix", false, "refuse attempts (default: only report them)")
 	f.Uint64Var(&req.Limit, "limit", 0, "the least length that is an attempt, in bytes (default: the rule's)")
 	f.StringVar(&req.Errno, "errno", "", "what a refused call returns, like EFAULT (default: the rule's)")
-	f.StringVar(&req.At, "at", "", "of a new rule: the function")
-	f.StringVar(&req.Length, "length", "", "of a new rule: where the length is")
+	f.StringVar(&req.At, "at", "", "of a new rule: the function, as symbol or module!symbol")
+	f.StringVar(&req.Length, "length", "", "of a new rule: where the length is, like arg1 or [arg0+8]")
 	must(add, "domain")
 
 	var domain string
@@ -61,7 +65,7 @@ in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointe
 	}}
 	ls.Flags().StringVarP(&domain, "domain", "d", "", "only of this guest")
 
-	rm := &cobra.Command{Use: "rm ID", Short: "End one", Args: exactly("ID"), RunE: func(cmd *cobra.Command, args []string) error {
+	rm := &cobra.Command{Use: "rm ID", Short: "Take a stopgap out", Args: exactly("ID"), RunE: func(cmd *cobra.Command, args []string) error {
 		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 			d, err := c.RemoveDetector(cmd.Context(), &controlapi.RemoveRequest{Id: args[0]})
 			if err != nil {
@@ -77,11 +81,29 @@ in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointe
 	rules := &cobra.Command{Use: "rules", Short: "List the vulnerabilities that hprobe knows by name", Args: exactly(), RunE: func(*cobra.Command, []string) error {
 		rows := [][]string{{"NAME", "AT", "LIMIT", "ERRNO", "WHAT"}}
 		for _, r := range stopgap.Rules() {
+			if a.json {
+				if err := a.value(ruleLine{r.Name, r.At, r.Limit, r.Errno.String(), r.Title}); err != nil {
+					return err
+				}
+				continue
+			}
 			rows = append(rows, []string{r.Name, r.At, fmt.Sprintf("%#x", r.Limit), r.Errno.String(), r.Title})
+		}
+		if a.json {
+			return nil
 		}
 		return a.table(rows)
 	}}
 	return group("stopgap", "Stop a vulnerability from being used until the patch is in", add, ls, rm, rules)
+}
+
+// ruleLine is a stopgap's rule for programs.
+type ruleLine struct {
+	Name  string `json:"name"`
+	At    string `json:"at"`
+	Limit uint64 `json:"limit"`
+	Errno string `json:"errno"`
+	What  string `json:"what"`
 }
 
 func hits(d *controlapi.Detector) (n uint64) {

@@ -32,7 +32,7 @@ func (a *app) trace() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&req.Domain, "domain", "d", "", "only of this guest")
-	cmd.Flags().IntVarP(&count, "count", "n", 0, "end after so many")
+	cmd.Flags().IntVarP(&count, "count", "n", 0, "end after so many hits")
 	return cmd
 }
 
@@ -41,7 +41,7 @@ func (a *app) findings() *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use: "findings", Short: "Show what detectors found", Args: exactly(),
-		Long: "findings shows what detectors found, the oldest first. hprobed keeps the last\n1,000; with --findings FILE it writes all of them to a file.",
+		Long: "findings shows what detectors found, the oldest first. hprobed keeps the last 1,000\nin memory; hprobed --findings FILE appends each to a file as well.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				s, err := c.Findings(cmd.Context(), &req)
@@ -51,9 +51,9 @@ func (a *app) findings() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&req.Domain, "domain", "d", "", "only of this guest")
-	f.Uint32Var(&req.Last, "last", 0, "only the last so many")
+	f.Uint32Var(&req.Last, "last", 0, "of those that there are, only the last so many")
 	f.BoolVarP(&req.Follow, "follow", "f", false, "and those to come, until Ctrl-C")
-	f.IntVarP(&count, "count", "n", 0, "end after so many")
+	f.IntVarP(&count, "count", "n", 0, "end after so many findings")
 	return cmd
 }
 

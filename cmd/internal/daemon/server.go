@@ -13,6 +13,7 @@ import (
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/cmd/internal/version"
 	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/detectors/builtin/stopgap"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
@@ -48,7 +49,10 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	if step, err := probe.ParseStepOver(r.GetStep()); r.GetStep() != "" && err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	} else if step != probe.Auto {
-		return nil, status.Error(codes.InvalidArgument, "a probe steps over as the instruction needs it: leave --step out")
+		return nil, status.Error(codes.InvalidArgument, "a probe steps over as its instruction needs it: ask for auto, or for nothing")
+	}
+	if _, err := binder.ParseLocation(r.GetAt()); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
@@ -179,6 +183,12 @@ func stopgapOf(r *controlapi.AddStopgapRequest) (*stopgap.Detector, error) {
 			return nil, err
 		}
 	}
+	switch at, err := binder.ParseLocation(rule.At); {
+	case err != nil:
+		return nil, err
+	case at.Symbol == "" || at.Offset != 0:
+		return nil, fmt.Errorf("a stopgap is at a function's entry, where its arguments are: --at symbol or module!symbol, not %q", rule.At)
+	}
 	if r.GetLimit() != 0 {
 		rule.Limit = r.GetLimit()
 	}
@@ -214,7 +224,7 @@ func (s *server) ListDetectors(ctx context.Context, r *controlapi.ListDetectorsR
 func (s *server) RemoveDetector(ctx context.Context, r *controlapi.RemoveRequest) (last *controlapi.Detector, err error) {
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
-	err = s.remove(ctx, r.GetId(), "d", "detector", func(session *session, b *binding) (err error) {
+	err = s.remove(ctx, r.GetId(), "d", "stopgap", func(session *session, b *binding) (err error) {
 		last, err = s.detectorOf(ctx, session, b)
 		return err
 	})

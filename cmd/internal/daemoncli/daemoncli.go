@@ -37,19 +37,24 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	var o options
 	cmd := &cobra.Command{
 		Use:   "hprobed",
-		Short: "Watches running Xen guests from dom0, on demand",
+		Short: "Watch running Xen guests from dom0, on demand",
 		Long: `hprobed watches running Xen guests from dom0. It does nothing to any guest until
-hprobe asks it to: see "hprobe --help". On SIGTERM or SIGINT it takes every
-probe out, detaches, and leaves the guests as they were.`,
-		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true, Version: version.String(),
+hprobe asks it to: see "hprobe --help". On SIGTERM, SIGINT or SIGHUP it takes
+every probe out, detaches, and leaves the guests as they were. SIGKILL leaves it no
+time for that: a guest that it watched then stops at its next hit.
+
+It runs in the foreground and logs to standard error. Exit status: 0 ended by a
+signal, 1 failed, 2 wrong usage.`,
+		Args: noArgs, SilenceUsage: true, SilenceErrors: true, Version: version.String(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o, stdout, stderr) },
 	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w (hprobed --help)", errUsage, err) })
 	f := cmd.Flags()
 	f.StringVar(&o.socket, "socket", control.DefaultSocket, "where to listen for hprobe")
 	f.StringVar(&o.profiles, "profiles", DefaultProfiles, "folder with the profiles of guests' kernels")
 	f.StringVar(&o.findings, "findings", "", `file to append findings to, as JSON lines ("-": standard output)`)
-	f.DurationVar(&o.poll, "poll", 0, "how long to poll for the next event before sleeping: lower latency, one dom0 CPU busy (default 30µs with several CPUs, else off; negative: off)")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more")
+	f.DurationVar(&o.poll, "poll", 0, "how long to poll for the next event before sleeping: lower latency, a dom0 CPU busy (0: 30µs with several CPUs, else off; negative: off)")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more: which profile was taken, for one")
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
@@ -59,9 +64,22 @@ probe out, detaches, and leaves the guests as they were.`,
 	signal.Ignore(syscall.SIGPIPE)
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(stderr, "hprobed:", err)
+		if errors.Is(err, errUsage) {
+			return 2
+		}
 		return 1
 	}
 	return 0
+}
+
+// errUsage marks errors of the command line itself.
+var errUsage = errors.New("wrong usage")
+
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%w: hprobed takes no arguments, and got %q (hprobed --help)", errUsage, args)
+	}
+	return nil
 }
 
 func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {

@@ -27,12 +27,14 @@ func (e *ExitError) Error() string {
 // Command makes `hprobe lab`.
 func Command() *cobra.Command {
 	c := &cobra.Command{
-		Use: "lab", Short: "A real Xen host in software, to try hprobe on",
+		Use: "lab", Short: "Boot a real Xen host in software, to try hprobe on",
 		Long: `lab boots a real Xen, a Linux dom0 and a Linux guest in an emulator on this
 machine, from Debian's packages, and hands out copies of it in milliseconds. It
 needs no Xen and no root here, but some Debian packages, which it names. A first
 boot fetches and builds for some minutes, into ` + "$HPROBE_LAB_CACHE" + ` or
-~/.cache/hprobe/lab; later ones take about a minute, and need no network.`,
+~/.cache/hprobe/lab; later ones take about a minute, and need no network.
+A lab server in the background keeps what is booted; it ends after 15 minutes
+without use. The output is always text.`,
 	}
 	c.AddCommand(up(), down(), status(), copyShell(), execIn("exec", "dom0", (*lab.Host).Run), execIn("guest", "the guest", func(h *lab.Host, ctx context.Context, script string) (lab.Result, error) {
 		return h.Guest.Run(ctx, script)
@@ -44,14 +46,14 @@ boot fetches and builds for some minutes, into ` + "$HPROBE_LAB_CACHE" + ` or
 func flags(c *cobra.Command) *lab.Config {
 	var cfg lab.Config
 	f := c.Flags()
-	f.StringVar(&cfg.Xen, "xen", "4.20", "4.20, 4.17 or 4.14")
+	f.StringVar(&cfg.Xen, "xen", "4.20", "the host's Xen: 4.20, 4.17 or 4.14")
 	f.StringVar(&cfg.Guest, "guest-linux", "6.12", "the guest's Linux: 6.12, 6.1, 5.10 or 7.2")
-	f.IntVar(&cfg.CPUs, "cpus", 1, "processors of the host")
-	f.IntVar(&cfg.VCPUs, "vcpus", 1, "vCPUs of the guest")
-	f.IntVar(&cfg.MemoryMB, "memory", 256, "memory of the guest, in MB")
+	f.IntVar(&cfg.CPUs, "cpus", 1, "processors of the host, 1 to 4")
+	f.IntVar(&cfg.VCPUs, "vcpus", 1, "vCPUs of the guest, 1 to 8")
+	f.IntVar(&cfg.MemoryMB, "memory", 256, "memory of the guest, in MB, 128 to 512")
 	f.BoolVar(&cfg.Direct, "direct", false, "boot the guest's kernel directly: quicker, but without KASLR")
 	f.BoolVar(&cfg.KPTI, "kpti", false, "boot the guest with page-table isolation")
-	f.BoolVar(&cfg.Pinned, "pinned", false, "dom0 on the first processor, the guest on the others")
+	f.BoolVar(&cfg.Pinned, "pinned", false, "dom0 on the first processor, the guest on the others (2 or more)")
 	return &cfg
 }
 
@@ -92,7 +94,7 @@ func down() *cobra.Command {
 }
 
 func status() *cobra.Command {
-	return &cobra.Command{Use: "status", Short: "What is booted", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "status", Short: "Show what is booted", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		st, err := lab.ServerStatus(cmd.Context())
 		out := cmd.OutOrStdout()
 		if errors.Is(err, lab.ErrNoServer) {
@@ -127,13 +129,13 @@ func open(cmd *cobra.Command, cfg lab.Config, host, guest []string) (*lab.Host, 
 }
 
 func fileFlags(c *cobra.Command) (host, guest *[]string) {
-	return c.Flags().StringSlice("put", nil, "file to put into /payload of dom0"), c.Flags().StringSlice("put-guest", nil, "file to put into /payload of the guest")
+	return c.Flags().StringSlice("put", nil, "`FILE` to put into /payload of dom0; again for more"), c.Flags().StringSlice("put-guest", nil, "`FILE` to put into /payload of the guest; again for more")
 }
 
 func execIn(use, where string, run func(*lab.Host, context.Context, string) (lab.Result, error)) *cobra.Command {
 	c := &cobra.Command{
 		Use: use + " COMMAND...", Short: "Run a shell command in " + where + " of a new copy", Args: cobra.MinimumNArgs(1),
-		Long: "Makes a copy of the host, runs a shell command in " + where + ", prints its output, ends\nthe copy, and ends with the command's exit status.",
+		Long: use + " makes a copy of the host, runs a shell command in " + where + " as root, prints its\noutput, ends the copy, and ends with the command's exit status. Quote the command, or\nput -- before it, where it has flags. /payload, with the files of --put and\n--put-guest, is in its PATH.",
 	}
 	cfg := flags(c)
 	host, guest := fileFlags(c)
@@ -158,8 +160,8 @@ func execIn(use, where string, run func(*lab.Host, context.Context, string) (lab
 
 func copyShell() *cobra.Command {
 	c := &cobra.Command{
-		Use: "copy", Short: "A copy of a host for yourself, with a prompt", Args: cobra.NoArgs,
-		Long: "Makes a copy of the host and reads commands from standard input, a line each: they\nrun in dom0, or in the guest if they begin with \"guest \". The copy ends with the input.",
+		Use: "copy", Short: "Make a copy of a host for yourself, with a prompt", Args: cobra.NoArgs,
+		Long: "copy makes a copy of the host and reads commands from standard input, a line each:\nthey run in dom0, or in the guest if they begin with \"guest \". Each runs in a shell of\nits own, without a terminal. The copy ends with the input (Ctrl-D).",
 	}
 	cfg := flags(c)
 	host, guest := fileFlags(c)
