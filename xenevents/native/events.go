@@ -222,6 +222,10 @@ func bool01(b bool) uint8 {
 	return 0
 }
 
+// maxVCPUs is more than a domain of any Xen has (xen.h, HVM_MAX_VCPUS is 128):
+// an event of one beyond it shows that the ring is not what it should be.
+const maxVCPUs = 8192
+
 // TryNext takes what is in the ring.
 func (e *Events) TryNext(batch []xenevents.Event) (int, error) {
 	n := e.ring.waiting()
@@ -236,6 +240,9 @@ func (e *Events) TryNext(batch []xenevents.Event) (int, error) {
 		b := e.ring.request()
 		ev := &batch[i]
 		e.ring.decode(b, ev)
+		if ev.VCPU >= maxVCPUs {
+			return int(i), fmt.Errorf("the monitor ring of domain %d is broken: an event of vCPU %d", e.dom.id, ev.VCPU)
+		}
 		if ev.Paused {
 			if int(ev.VCPU) >= len(e.pending) { // hot-plugged
 				e.pending = append(e.pending, make([]pending, int(ev.VCPU)+1-len(e.pending))...)
