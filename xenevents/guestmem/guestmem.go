@@ -115,6 +115,9 @@ func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, tab
 		if e&present == 0 {
 			return t, &NotMappedError{Space: space, At: at, Level: level, Entry: e}
 		}
+		if level > 3 && e&large != 0 { // reserved: a CPU faults
+			return t, &NotMappedError{Space: space, At: at, Level: level, Entry: e}
+		}
 		if top := space.Mode == xenevents.PagingPAE && level == 3; !top { // those have no such bits
 			t.Writable = t.Writable && e&writable != 0
 			t.User = t.User && e&user != 0
@@ -207,7 +210,9 @@ func (r *Reader) each(space xenevents.AddressSpace, p []byte, at xenevents.GVA, 
 		if err != nil {
 			return done, fmt.Errorf("%v in address space %v: %w", at, space, err)
 		}
-		at += xenevents.GVA(n)
+		if at += xenevents.GVA(n); at == 0 && done < len(p) { // behind the last address there is none
+			return done, &NotMappedError{Space: space, At: at}
+		}
 	}
 	return len(p), nil
 }
