@@ -32,7 +32,7 @@ func addBTF(f *elf.File, out *isf.Builder) error {
 		}
 		c.add(t)
 	}
-	out.Base["pointer"] = isf.BaseType{Kind: "pointer", Size: 8, Endian: "little"}
+	out.Base["pointer"] = isf.BaseType{Kind: "int", Size: 8, Endian: "little"}
 	out.Base["void"] = isf.BaseType{Kind: "void", Endian: "little"}
 	return nil
 }

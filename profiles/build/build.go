@@ -107,7 +107,7 @@ func unpackImage(b []byte) ([]byte, error) {
 }
 
 // openXZ uses a reader that knows the filter for x86 code, which the kernel's
-// build has xz use, and which the one that profiles/isf uses lacks.
+// build has xz use.
 func openXZ(r io.Reader) (io.Reader, error) { return xz.NewReader(r, xz.DefaultDictMax) }
 
 // maxBanner bounds linux_banner, in bytes.

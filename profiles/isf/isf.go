@@ -5,8 +5,10 @@ package isf
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"sort"
 	"strings"
@@ -41,6 +43,28 @@ type Type struct {
 	BitLen   uint8  `json:"bit_length,omitempty"`   // bitfield
 	BitPos   uint8  `json:"bit_position,omitempty"` // bitfield
 	BitsType *Type  `json:"type,omitempty"`         // bitfield: of what
+}
+
+// MarshalJSON writes what ISF's schema wants of each kind: a count of 0 (a
+// flexible array) and a bit position of 0 must be there.
+func (t Type) MarshalJSON() ([]byte, error) {
+	switch t.Kind {
+	case Array:
+		return json.Marshal(struct {
+			Kind    Kind   `json:"kind"`
+			Count   uint64 `json:"count"`
+			Subtype *Type  `json:"subtype"`
+		}{t.Kind, t.Count, t.Subtype})
+	case Bitfield:
+		return json.Marshal(struct {
+			Kind     Kind  `json:"kind"`
+			BitLen   uint8 `json:"bit_length"`
+			BitPos   uint8 `json:"bit_position"`
+			BitsType *Type `json:"type"`
+		}{t.Kind, t.BitLen, t.BitPos, t.BitsType})
+	}
+	type plain Type // without this method
+	return json.Marshal(plain(t))
 }
 
 // String writes a type as C does: "struct iovec *". The zero Type is "".
@@ -83,7 +107,7 @@ type UserType struct {
 
 // BaseType is a scalar. Size is in bytes.
 type BaseType struct {
-	Kind   string `json:"kind"` // int, char, bool, float, void, pointer
+	Kind   string `json:"kind"` // int, char, bool, float, void
 	Size   uint64 `json:"size"`
 	Signed bool   `json:"signed"`
 	Endian string `json:"endian"`
@@ -195,6 +219,9 @@ type Location struct {
 // be hostile, too.
 const maxDepth = 32
 
+// maxAnonymous bounds how many structs may be in one struct without a name.
+const maxAnonymous = 256
+
 // Field finds a member of a struct, by a path through members that are structs
 // themselves: Field("task_struct", "thread.sp"). It does not follow pointers.
 // Members of anonymous members count as the struct's own.
@@ -211,7 +238,7 @@ func (p *Profile) Field(structName, path string) (Location, error) {
 			}
 			name = at.Type.Name
 		}
-		found, err := p.field(name, part, 0)
+		found, err := p.field(name, part, map[string]bool{})
 		if err != nil {
 			return at, err
 		}
@@ -220,7 +247,10 @@ func (p *Profile) Field(structName, path string) (Location, error) {
 	return at, nil
 }
 
-func (p *Profile) field(structName, name string, depth int) (Location, error) {
+// field looks into each struct once, whatever holds it: in a hostile profile
+// each may have many anonymous members, and these again.
+func (p *Profile) field(structName, name string, seen map[string]bool) (Location, error) {
+	seen[structName] = true
 	u, err := p.UserType(structName)
 	if err != nil {
 		return Location{}, err
@@ -228,15 +258,13 @@ func (p *Profile) field(structName, name string, depth int) (Location, error) {
 	if f, ok := u.Fields[name]; ok {
 		return Location{Offset: f.Offset, Type: f.Type}, nil
 	}
-	if depth < maxDepth {
-		for _, f := range u.Fields {
-			if !f.Anonymous {
-				continue
-			}
-			if at, err := p.field(f.Type.Name, name, depth+1); err == nil {
-				at.Offset += f.Offset
-				return at, nil
-			}
+	for _, f := range u.Fields {
+		if !f.Anonymous || seen[f.Type.Name] || len(seen) > maxAnonymous {
+			continue
+		}
+		if at, err := p.field(f.Type.Name, name, seen); err == nil {
+			at.Offset += f.Offset
+			return at, nil
 		}
 	}
 	return Location{}, fmt.Errorf("%s has no member %q: %w (it has %s)", structName, name, ErrNotFound, someFields(u))
@@ -269,7 +297,11 @@ func (p *Profile) sizeOf(t Type, depth int) (uint64, error) {
 			return 0, errors.New("an array of nothing")
 		}
 		n, err := p.sizeOf(*t.Subtype, depth+1)
-		return n * t.Count, err
+		over, size := bits.Mul64(n, t.Count)
+		if err == nil && over != 0 {
+			return 0, fmt.Errorf("an array of %d times %d bytes", t.Count, n)
+		}
+		return size, err
 	case Struct, Union, Class:
 		u, err := p.UserType(t.Name)
 		return u.Size, err

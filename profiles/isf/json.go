@@ -9,9 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
+	bounded "github.com/mikelolasagasti/xz"
 	"github.com/ulikunitz/xz"
 )
 
@@ -20,28 +23,25 @@ type document struct {
 	Metadata struct {
 		Format   string   `json:"format"`
 		Producer producer `json:"producer"`
-		Linux    *struct {
-			Symbols []source `json:"symbols"`
-			Types   []source `json:"types"`
-		} `json:"linux,omitempty"`
 	} `json:"metadata"`
 	Base    map[string]BaseType   `json:"base_types"`
 	Users   map[string]UserType   `json:"user_types"`
 	Enums   map[string]EnumType   `json:"enums"`
 	Symbols map[string]symbolJSON `json:"symbols"`
-	Funcs   map[string]Func       `json:"hprobe_functions,omitempty"`
 }
 
+// producer is the one place where the schema takes what it does not name: what
+// ISF has no word for is there.
 type producer struct {
-	Name    string `json:"name"`
-	Version string `json:"version"`
+	Name    string     `json:"name"`
+	Version string     `json:"version"`
+	Hprobe  *extension `json:"hprobe"`
 }
 
-type source struct {
-	Kind      string `json:"kind"`
-	Name      string `json:"name"`
-	HashType  string `json:"hash_type"`
-	HashValue string `json:"hash_value"`
+type extension struct {
+	Source    string          `json:"source"`
+	BuildID   string          `json:"build_id"`
+	Functions map[string]Func `json:"functions"`
 }
 
 type symbolJSON struct {
@@ -81,7 +81,8 @@ func unpack(b []byte) ([]byte, error) {
 	var err error
 	switch {
 	case bytes.HasPrefix(b, []byte("\xfd7zXZ\x00")):
-		r, err = xz.NewReader(bytes.NewReader(b))
+		// This one bounds the dictionary, which the file's head sizes.
+		r, err = bounded.NewReader(bytes.NewReader(b), bounded.DefaultDictMax)
 	case bytes.HasPrefix(b, []byte("\x1f\x8b")):
 		r, err = gzip.NewReader(bytes.NewReader(b))
 	default:
@@ -109,7 +110,7 @@ func readJSON(b []byte) (*Profile, error) {
 		case errors.As(err, &syntax):
 			return nil, fmt.Errorf("no ISF: at byte %d: %w", syntax.Offset, err)
 		case errors.As(err, &wrong):
-			return nil, fmt.Errorf("no ISF: %s: a %s where a %s belongs (byte %d)", wrong.Field, wrong.Value, wrong.Type, wrong.Offset)
+			return nil, fmt.Errorf("no ISF: %s: a %s where a %s belongs (byte %d)", path(b, wrong), wrong.Value, wrong.Type, wrong.Offset)
 		}
 		return nil, fmt.Errorf("no ISF: %w", err)
 	}
@@ -119,8 +120,12 @@ func readJSON(b []byte) (*Profile, error) {
 		return nil, fmt.Errorf("metadata.format: ISF %q is not known here: 4.x to 6.x are", d.Metadata.Format)
 	}
 	out := NewBuilder()
-	out.Base, out.Users, out.Enums, out.Funcs = d.Base, d.Users, d.Enums, d.Funcs
-	out.Meta.Source = d.Metadata.Producer.Name + " " + d.Metadata.Producer.Version
+	out.Base, out.Users, out.Enums = d.Base, d.Users, d.Enums
+	made := d.Metadata.Producer
+	out.Meta.Source = strings.TrimSpace(made.Name + " " + made.Version)
+	if own := made.Hprobe; own != nil {
+		out.Meta.Source, out.Meta.BuildID, out.Funcs = own.Source, own.BuildID, own.Functions
+	}
 	for name, s := range d.Symbols {
 		out.Symbols = append(out.Symbols, Symbol{name, s.Address})
 		if name == "linux_banner" && s.ConstantData != "" {
@@ -134,25 +139,53 @@ func readJSON(b []byte) (*Profile, error) {
 	return out.Profile()
 }
 
+// path says where in a document an error is, with the names of types and
+// symbols, which the decoder leaves out.
+func path(b []byte, wrong *json.UnmarshalTypeError) string {
+	var parts map[string]json.RawMessage
+	if json.Unmarshal(b, &parts) != nil {
+		return "the document"
+	}
+	for _, part := range []struct {
+		name string
+		one  func() any
+	}{
+		{"base_types", func() any { return new(BaseType) }}, {"user_types", func() any { return new(UserType) }},
+		{"enums", func() any { return new(EnumType) }}, {"symbols", func() any { return new(symbolJSON) }},
+	} {
+		var all map[string]json.RawMessage
+		if json.Unmarshal(parts[part.name], &all) != nil {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			var inner *json.UnmarshalTypeError
+			if errors.As(json.Unmarshal(all[name], part.one()), &inner) {
+				return strings.TrimSuffix(fmt.Sprintf("%s.%q.%s", part.name, name, inner.Field), ".")
+			}
+		}
+	}
+	if wrong.Field == "" {
+		return "the document"
+	}
+	return wrong.Field
+}
+
 // WriteJSON writes ISF 6.2.0. Of symbols that share a name it has the first
 // one: the format knows one address for each.
 func (p *Profile) WriteJSON(w io.Writer) error {
 	out := bufio.NewWriterSize(w, 1<<20)
-	fmt.Fprintf(out, `{"metadata":{"format":"6.2.0","producer":{"name":"hprobe","version":"1"},"linux":{"symbols":[%s],"types":[%s]}}`,
-		sourceJSON(p.meta.Source), sourceJSON(p.meta.Source))
-	for _, part := range []struct{ kind, name string }{{keyBase, "base_types"}, {keyUser, "user_types"}, {keyEnum, "enums"}, {keyFunc, "hprobe_functions"}} {
-		fmt.Fprintf(out, ",%q:{", part.name)
-		comma := ""
-		err := p.each(part.kind, func(name string, j json.RawMessage) error {
-			key, err := json.Marshal(name)
-			fmt.Fprintf(out, "%s%s:%s", comma, key, j)
-			comma = ","
-			return err
-		})
-		if err != nil {
+	source, buildID := text(p.meta.Source), text(p.meta.BuildID)
+	fmt.Fprintf(out, `{"metadata":{"format":"6.2.0","linux":{"symbols":[{"name":%s}],"types":[{"name":%s}]},"producer":{"name":"hprobe","version":"1.0.0","hprobe":{"source":%s,"build_id":%s,"functions":`,
+		source, source, source, buildID)
+	if err := p.object(out, keyFunc); err != nil {
+		return err
+	}
+	out.WriteString("}}}")
+	for _, part := range []struct{ kind, name string }{{keyBase, "base_types"}, {keyUser, "user_types"}, {keyEnum, "enums"}} {
+		fmt.Fprintf(out, ",%q:", part.name)
+		if err := p.object(out, part.kind); err != nil {
 			return err
 		}
-		out.WriteByte('}')
 	}
 	out.WriteString(`,"symbols":{`)
 	last := ""
@@ -165,10 +198,6 @@ func (p *Profile) WriteJSON(w io.Writer) error {
 		if s.Name == "linux_banner" {
 			j.ConstantData = base64.StdEncoding.EncodeToString([]byte(p.meta.Banner + "\n\x00"))
 		}
-		key, err := json.Marshal(s.Name)
-		if err != nil {
-			return err
-		}
 		value, err := json.Marshal(j)
 		if err != nil {
 			return err
@@ -176,7 +205,7 @@ func (p *Profile) WriteJSON(w io.Writer) error {
 		if i > 0 {
 			out.WriteByte(',')
 		}
-		fmt.Fprintf(out, "%s:%s", key, value)
+		fmt.Fprintf(out, "%s:%s", text(s.Name), value)
 		last = s.Name
 	}
 	out.WriteString("}}\n")
@@ -195,10 +224,27 @@ func (p *Profile) WriteJSONXZ(w io.Writer) error {
 	return errors.Join(p.WriteJSON(x), x.Close())
 }
 
-func sourceJSON(name string) []byte {
-	j, err := json.Marshal(source{Kind: "vmlinux", Name: name})
+// object writes all entries of a kind as one JSON object.
+func (p *Profile) object(out *bufio.Writer, kind string) error {
+	out.WriteByte('{')
+	comma := ""
+	err := p.each(kind, func(name string, j json.RawMessage) error {
+		if !json.Valid(j) {
+			return fmt.Errorf("%s: the profile is damaged", name)
+		}
+		fmt.Fprintf(out, "%s%s:%s", comma, text(name), j)
+		comma = ","
+		return nil
+	})
+	out.WriteByte('}')
+	return err
+}
+
+// text is a string as JSON has it.
+func text(s string) []byte {
+	j, err := json.Marshal(s)
 	if err != nil {
-		panic(err) // strings only
+		panic(err) // of a string there is none
 	}
 	return j
 }
