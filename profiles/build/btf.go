@@ -17,7 +17,7 @@ func addBTF(f *elf.File, out *isf.Builder) error {
 	if s == nil {
 		return errors.New("no BTF in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have")
 	}
-	b, err := s.Data()
+	b, err := sectionData(s)
 	if err != nil {
 		return fmt.Errorf("BTF: %w", err)
 	}

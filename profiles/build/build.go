@@ -52,6 +52,9 @@ func fromImage(ctx context.Context, b []byte, name string) (*isf.Profile, error)
 	if err != nil {
 		return nil, fmt.Errorf("no kernel: %w", err)
 	}
+	if f.Machine != elf.EM_X86_64 || f.Class != elf.ELFCLASS64 || f.Data != elf.ELFDATA2LSB {
+		return nil, fmt.Errorf("a kernel for %v (%v): hprobe knows x86-64 ones", f.Machine, f.Class)
+	}
 	out := isf.NewBuilder()
 	out.Meta.Source = name
 	out.Meta.BuildID = buildID(f)
@@ -70,45 +73,92 @@ func fromImage(ctx context.Context, b []byte, name string) (*isf.Profile, error)
 	return out.Profile()
 }
 
+// minImage is less than any kernel has, unpacked, and maxTries bounds how many
+// places of an image may look like the start of a packed stream, of one format:
+// the image may be hostile.
+const (
+	minImage = 1 << 20
+	maxTries = 64
+)
+
+type format struct {
+	magic string
+	open  func(io.Reader) (io.ReadCloser, error)
+}
+
+var formats = []format{
+	{"\xfd7zXZ\x00", openXZ},
+	{"\x28\xb5\x2f\xfd", openZstd},
+	{"\x1f\x8b\x08", func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }},
+	{"\x02\x21\x4c\x18", func(r io.Reader) (io.ReadCloser, error) { return io.NopCloser(lz4.NewReader(r)), nil }},
+}
+
 // unpackImage finds the kernel's ELF in a bzImage: it tries each place that
 // looks like the start of a packed stream.
 func unpackImage(b []byte) ([]byte, error) {
 	if bytes.HasPrefix(b, []byte(elf.ELFMAG)) {
 		return b, nil
 	}
-	for _, format := range []struct {
-		name, magic string
-		open        func(io.Reader) (io.Reader, error)
-	}{
-		{"xz", "\xfd7zXZ\x00", openXZ},
-		{"zstd", "\x28\xb5\x2f\xfd", func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r, zstd.WithDecoderMaxWindow(1<<27)) }},
-		{"gzip", "\x1f\x8b\x08", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
-		{"lz4", "\x02\x21\x4c\x18", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
-	} {
-		for at := 0; ; at++ {
-			next := bytes.Index(b[at:], []byte(format.magic))
-			if next < 0 {
+	for _, f := range formats {
+		rest := b
+		for range maxTries {
+			at := bytes.Index(rest, []byte(f.magic))
+			if at < 0 {
 				break
 			}
-			at += next
-			r, err := format.open(bytes.NewReader(b[at:]))
-			if err != nil {
-				continue
-			}
-			// What follows the stream in the image is no part of it, and the
-			// reader may complain: what counts is that an ELF came out.
-			plain, _ := io.ReadAll(io.LimitReader(r, maxImage))
-			if bytes.HasPrefix(plain, []byte(elf.ELFMAG)) && len(plain) > 1<<20 {
+			if plain := f.unpack(rest[at:]); plain != nil {
 				return plain, nil
 			}
+			rest = rest[at+1:]
 		}
 	}
 	return nil, fmt.Errorf("no kernel in it that hprobe can unpack (it knows gzip, xz, zstd and lz4, and bare ELF)")
 }
 
+// unpack returns the kernel that a packed stream holds, or nil.
+func (f format) unpack(b []byte) []byte {
+	r, err := f.open(bytes.NewReader(b))
+	if err != nil {
+		return nil
+	}
+	defer r.Close()
+	var plain bytes.Buffer
+	if _, err := io.CopyN(&plain, r, int64(len(elf.ELFMAG))); err != nil || plain.String() != elf.ELFMAG {
+		return nil
+	}
+	// What follows the stream in the image is no part of it, and the reader may
+	// complain: what counts is that an ELF came out.
+	_, _ = io.Copy(&plain, io.LimitReader(r, maxImage-int64(len(elf.ELFMAG))))
+	if plain.Len() < minImage {
+		return nil
+	}
+	return plain.Bytes()
+}
+
 // openXZ uses a reader that knows the filter for x86 code, which the kernel's
 // build has xz use.
-func openXZ(r io.Reader) (io.Reader, error) { return xz.NewReader(r, xz.DefaultDictMax) }
+func openXZ(r io.Reader) (io.ReadCloser, error) {
+	x, err := xz.NewReader(r, xz.DefaultDictMax)
+	return io.NopCloser(x), err
+}
+
+// openZstd takes windows up to 128 MiB, which the kernel's build uses. Without
+// concurrency it needs no goroutines.
+func openZstd(r io.Reader) (io.ReadCloser, error) {
+	z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(1<<27), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	return z.IOReadCloser(), nil
+}
+
+// sectionData reads a section of a kernel, whose size the file only claims.
+func sectionData(s *elf.Section) ([]byte, error) {
+	if s.Flags&elf.SHF_COMPRESSED != 0 || s.Size > maxImage {
+		return nil, fmt.Errorf("section %q is packed, or has %d bytes", s.Name, s.Size)
+	}
+	return s.Data()
+}
 
 // maxBanner bounds linux_banner, in bytes.
 const maxBanner = 512
@@ -120,7 +170,7 @@ func banner(f *elf.File, symbols []isf.Symbol) (string, error) {
 			continue
 		}
 		for _, section := range f.Sections {
-			if section.Type != elf.SHT_PROGBITS || s.Addr < section.Addr || s.Addr >= section.Addr+section.Size {
+			if section.Type != elf.SHT_PROGBITS || section.ReaderAt == nil || s.Addr < section.Addr || s.Addr >= section.Addr+section.Size {
 				continue
 			}
 			b := make([]byte, min(maxBanner, section.Size-(s.Addr-section.Addr)))
@@ -142,7 +192,7 @@ func buildID(f *elf.File) string {
 		if s.Type != elf.SHT_NOTE {
 			continue
 		}
-		b, err := s.Data()
+		b, err := sectionData(s)
 		if err != nil {
 			continue
 		}

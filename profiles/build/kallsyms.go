@@ -32,26 +32,35 @@ type table struct {
 	numAt  int // where num_syms is …
 	names  int // … and the names
 	num    int // symbols
+	work   *int
 }
 
 const (
 	maxSymbols = 1 << 21
 	perMarker  = 256
+	maxName    = 512       // KSYM_NAME_LEN, in bytes
+	allNames   = 128 << 20 // bytes: four times what the largest kernels have
+	// maxWork bounds the search, in names looked at: a hostile image may have
+	// many places that look like a table.
+	maxWork = 1 << 28
 )
 
 // errNoKallsyms says that a section has no such table.
 var errNoKallsyms = errors.New("no kallsyms in it: is it a Linux kernel with CONFIG_KALLSYMS?")
 
+var errTooMuchWork = errors.New("kallsyms: too many places look like the table and are none")
+
 func kallsyms(f *elf.File) ([]isf.Symbol, error) {
+	work := maxWork
 	for _, s := range f.Sections {
 		if s.Type != elf.SHT_PROGBITS || s.Flags&elf.SHF_ALLOC == 0 || s.Flags&elf.SHF_EXECINSTR != 0 {
 			continue
 		}
-		b, err := s.Data()
+		b, err := sectionData(s)
 		if err != nil {
 			return nil, fmt.Errorf("section %s: %w", s.Name, err)
 		}
-		all, err := decodeKallsyms(b, s.Addr)
+		all, err := decodeKallsyms(b, s.Addr, &work)
 		if errors.Is(err, errNoKallsyms) {
 			continue
 		}
@@ -61,7 +70,7 @@ func kallsyms(f *elf.File) ([]isf.Symbol, error) {
 }
 
 // decodeKallsyms finds the table in a piece of a kernel and decodes it.
-func decodeKallsyms(b []byte, addr uint64) ([]isf.Symbol, error) {
+func decodeKallsyms(b []byte, addr uint64, work *int) ([]isf.Symbol, error) {
 	// The tokens of the digits, which no kernel does without.
 	digits := []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
 	for from := 0; ; {
@@ -72,7 +81,10 @@ func decodeKallsyms(b []byte, addr uint64) ([]isf.Symbol, error) {
 		at += from
 		from = at + 1
 		for _, step := range []int{8, 4} {
-			t := &table{b: b, addr: addr, step: step}
+			t := &table{b: b, addr: addr, step: step, work: work}
+			if *work -= 256; *work < 0 {
+				return nil, errTooMuchWork
+			}
 			if t.findTokens(at) && t.findNames() {
 				return t.symbols()
 			}
@@ -80,17 +92,36 @@ func decodeKallsyms(b []byte, addr uint64) ([]isf.Symbol, error) {
 	}
 }
 
-// findTokens reads the 256 tokens around the one of '0', and checks the index
-// behind them.
+// findTokens reads the 256 tokens around the one of '0'. What is before the
+// first one need not end with a NUL (seqs_of_names does not): it is the one from
+// which on the index fits.
 func (t *table) findTokens(zero int) bool {
 	at := zero
-	for range '0' { // back to the first token: each ends with a NUL
+	for range '0' - 1 { // back to the second token: each ends with a NUL
 		end := at - 1
 		if end < 0 || t.b[end] != 0 {
 			return false
 		}
 		at = bytes.LastIndexByte(t.b[max(0, end-64):end], 0) + 1 + max(0, end-64)
 	}
+	end := at - 1
+	if end < 0 || t.b[end] != 0 {
+		return false
+	}
+	for first := end; first >= max(0, end-64); first-- {
+		if first < end && t.b[first] == 0 {
+			return false
+		}
+		if t.align(first) == first && t.readTokens(first) {
+			return true
+		}
+	}
+	return false
+}
+
+// readTokens reads the 256 tokens from an offset on, and checks the index
+// behind them.
+func (t *table) readTokens(at int) bool {
 	t.index = at
 	offsets := make([]int, 256)
 	for i := range t.tokens {
@@ -131,7 +162,7 @@ const (
 // findNames finds num_syms and the names, somewhere before the tokens: at a
 // number that as many names follow, and then the markers that fit them.
 func (t *table) findNames() bool {
-	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames; at -= t.step {
+	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames && *t.work >= 0; at -= t.step {
 		n := binary.LittleEndian.Uint32(t.b[at:])
 		if n < minSymbols || n > maxSymbols || t.step == 8 && binary.LittleEndian.Uint32(t.b[at+4:]) != 0 {
 			continue
@@ -168,7 +199,7 @@ func (t *table) marked(at, first, last int) bool {
 func (t *table) walk(f func(i, at int, packed []byte)) (end int, ok bool) {
 	at := t.names
 	for i := range t.num {
-		if at+2 > t.index {
+		if *t.work--; *t.work < 0 || at+2 > t.index {
 			return 0, false
 		}
 		start, n := at, int(t.b[at])
@@ -193,16 +224,21 @@ func (t *table) symbols() ([]isf.Symbol, error) {
 	}
 	all := make([]isf.Symbol, 0, t.num)
 	var name []byte
+	total, longest := 0, 0
 	_, ok := t.walk(func(i, _ int, packed []byte) {
 		name = name[:0]
 		for _, token := range packed {
 			name = append(name, t.tokens[token]...)
 		}
-		if len(name) > 1 { // the first letter is the type, as nm has it
+		total, longest = total+len(name), max(longest, len(name))
+		if len(name) > 1 && longest <= maxName && total <= allNames { // the first letter is the type, as nm has it
 			all = append(all, isf.Symbol{Name: string(name[1:]), Addr: addrs[i]})
 		}
 	})
-	if !ok || len(all) == 0 {
+	switch {
+	case longest > maxName || total > allNames:
+		return nil, fmt.Errorf("kallsyms: its %d names have %d bytes, one of them %d: more than a kernel's", t.num, total, longest)
+	case !ok || len(all) == 0:
 		return nil, errNoKallsyms
 	}
 	return all, nil
