@@ -42,7 +42,7 @@ const (
 	allNames   = 128 << 20 // bytes: four times what the largest kernels have
 	// maxWork bounds the search, in names looked at: a hostile image may have
 	// many places that look like a table.
-	maxWork = 1 << 28
+	maxWork = 1 << 26
 )
 
 // errNoKallsyms says that a section has no such table.
