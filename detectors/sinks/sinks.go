@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+	"unicode/utf16"
 
 	"github.com/hprobe/hprobe/detectors"
 )
@@ -82,8 +83,27 @@ type line struct {
 	Facts    map[string]string `json:"facts,omitempty"`
 }
 
-// Encode makes a line of JSON of a finding, with its line end. Numbers of 64
-// bits are strings of hexadecimal digits: JSON's readers would round them.
+// ASCII writes JSON anew in plain ASCII: the same values, but a terminal sees
+// nothing of the guest's that it would obey (C1 controls) or that turns the
+// line's order round.
+func ASCII(j []byte) []byte {
+	out := make([]byte, 0, len(j))
+	for _, r := range string(j) {
+		switch {
+		case r < 0x7f:
+			out = append(out, byte(r))
+		case r > 0xffff:
+			hi, lo := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+	}
+	return out
+}
+
+// Encode makes a line of JSON of a finding, in ASCII, with its line end. Numbers
+// of 64 bits are strings of hexadecimal digits: JSON's readers would round them.
 func Encode(f *detectors.Finding) ([]byte, error) {
 	l := line{Time: f.Time, Domain: f.Domain, DomainID: uint16(f.DomainID), Detector: f.Detector, Probe: f.Probe, VCPU: uint32(f.VCPU),
 		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked}
@@ -100,17 +120,25 @@ func Encode(f *detectors.Finding) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode a finding: %w", err)
 	}
-	return append(b, '\n'), nil
+	return append(ASCII(b), '\n'), nil
 }
 
 // WriteJSON writes findings as JSON lines until s is closed, and then what is in
 // the queue. A write that fails (a full disk) loses its finding, is logged, and
-// does not end it.
+// does not end it; the next finding is on a line of its own again.
 func WriteJSON(s *Subscription[detectors.Finding], w io.Writer, log *slog.Logger) {
+	cut := false // the file ends in the middle of a line
 	for f := range s.C {
 		b, err := Encode(&f)
 		if err == nil {
-			_, err = w.Write(b)
+			if cut {
+				b = append([]byte{'\n'}, b...)
+			}
+			var n int
+			n, err = w.Write(b)
+			if n > 0 {
+				cut = b[n-1] != '\n'
+			}
 		}
 		if err != nil {
 			log.Error("a finding could not be written", "detector", f.Detector, "err", err)

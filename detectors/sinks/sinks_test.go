@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hprobe/hprobe/detectors"
 )
@@ -50,36 +53,108 @@ func TestASlowSubscriberLosesAndCounts(t *testing.T) {
 	}
 }
 
-type failing struct {
+// full is a disk that has room for so many bytes of each write until it is empty
+// again.
+type full struct {
 	bytes.Buffer
-	fail int
+	room []int
 }
 
-func (f *failing) Write(p []byte) (int, error) {
-	if f.fail > 0 {
-		f.fail--
-		return 0, errors.New("no space left on device")
+func (f *full) Write(p []byte) (int, error) {
+	if len(f.room) == 0 {
+		return f.Buffer.Write(p)
 	}
-	return f.Buffer.Write(p)
+	n := min(f.room[0], len(p))
+	f.room = f.room[1:]
+	f.Buffer.Write(p[:n])
+	return n, errors.New("no space left on device")
 }
 
 func TestWriteJSONOutlivesAFullDisk(t *testing.T) {
+	for name, room := range map[string][]int{"nothing written": {0}, "a part written": {17}, "twice a part": {17, 5}, "a part, then nothing": {17, 0, 0}, "only the line's end lost": {1 << 10}} {
+		h := new(Hub)
+		s := h.Subscribe()
+		for range room {
+			h.Emit(&detectors.Finding{Message: "lost"})
+		}
+		h.Emit(&detectors.Finding{Time: time.Unix(1, 0).UTC(), Domain: "guest", Process: &detectors.Process{PID: 7, Comm: "a\x1b[2J\"b"}, Severity: detectors.High,
+			Message: "kept", Blocked: true, Facts: []detectors.Fact{{Name: "iov_len", Value: 1 << 63}}})
+		h.Emit(&detectors.Finding{Message: "kept, too"})
+		s.Close()
+		out := &full{room: room}
+		var logged bytes.Buffer
+		WriteJSON(s, out, slog.New(slog.NewTextHandler(&logged, nil)))
+		lines := bytes.Split(bytes.TrimSuffix(out.Bytes(), []byte("\n")), []byte("\n"))
+		if len(lines) < 2 {
+			t.Fatalf("%s: %q", name, out.String())
+		}
+		var got, last line
+		if err := errors.Join(json.Unmarshal(lines[len(lines)-2], &got), json.Unmarshal(lines[len(lines)-1], &last)); err != nil {
+			t.Errorf("%s: %v: %q", name, err, out.String())
+			continue
+		}
+		if got.Message != "kept" || !got.Blocked || got.Facts["iov_len"] != "0x8000000000000000" || got.PID != 7 || got.Severity != "high" || last.Message != "kept, too" {
+			t.Errorf("%s: %+v, %+v", name, got, last)
+		}
+		if n := strings.Count(logged.String(), "no space left"); n != len(room) {
+			t.Errorf("%s: logged %d times: %s", name, n, logged.String())
+		}
+	}
+}
+
+func TestLostFindingsAreLogged(t *testing.T) {
 	h := new(Hub)
 	s := h.Subscribe()
-	h.Emit(&detectors.Finding{Message: "lost"})
-	h.Emit(&detectors.Finding{Time: time.Unix(1, 0).UTC(), Domain: "guest", Process: &detectors.Process{PID: 7, Comm: "a\x1b[2J\"b"}, Severity: detectors.High,
-		Message: "kept", Blocked: true, Facts: []detectors.Fact{{Name: "iov_len", Value: 1 << 63}}})
+	for range queue + 5 {
+		h.Emit(&detectors.Finding{})
+	}
 	s.Close()
-	out := &failing{fail: 1}
-	WriteJSON(s, out, slog.New(slog.DiscardHandler))
-	var got line
-	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
-		t.Fatalf("%q: %v", out.String(), err)
+	var out, logged bytes.Buffer
+	WriteJSON(s, &out, slog.New(slog.NewTextHandler(&logged, nil)))
+	if n := strings.Count(out.String(), "\n"); n != queue || strings.Count(logged.String(), "lost=5") != 1 {
+		t.Errorf("%d lines; %s", n, logged.String())
 	}
-	if got.Message != "kept" || !got.Blocked || got.Facts["iov_len"] != "0x8000000000000000" || got.PID != 7 || got.Severity != "high" {
-		t.Errorf("%+v", got)
+}
+
+// TestAGuestsStringsAreHarmless: a process may call itself anything.
+func TestAGuestsStringsAreHarmless(t *testing.T) {
+	for _, comm := range []string{"plain", "\x1b[2J", "a\x9b2J", "\u009b2J", "\x7f", "\u202ekcab", "a\"b\\c\n", "\u00e9\U0001f600", "\xff\xfe", "\u2028", "</script>"} {
+		f := detectors.Finding{Domain: comm, Message: comm, Process: &detectors.Process{Comm: comm}}
+		b, err := Encode(&f)
+		if err != nil {
+			t.Errorf("%q: %v", comm, err)
+			continue
+		}
+		for i, c := range b {
+			if (c < ' ' || c > '~') && i != len(b)-1 {
+				t.Errorf("%q is written as %q", comm, b)
+			}
+		}
+		var got line
+		if err := json.Unmarshal(b, &got); err != nil || got.Comm != strings.ToValidUTF8(got.Comm, "") || utf8.ValidString(comm) && (got.Comm != comm || got.Message != comm || got.Domain != comm) {
+			t.Errorf("%q is read as %q, %v", comm, got.Comm, err)
+		}
 	}
-	if bytes.ContainsAny(out.Bytes(), "\x1b") {
-		t.Errorf("a guest's escape sequence is in %q", out.String())
-	}
+}
+
+func FuzzEncode(f *testing.F) {
+	f.Add("comm\x1b\u009b\U0001f600", "message", uint64(1))
+	f.Fuzz(func(t *testing.T, comm, message string, value uint64) {
+		b, err := Encode(&detectors.Finding{Process: &detectors.Process{PID: 1, Comm: comm}, Message: message, Facts: []detectors.Fact{{Name: comm, Value: value}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range b[:len(b)-1] {
+			if c < ' ' || c > '~' {
+				t.Fatalf("%q", b)
+			}
+		}
+		var got line
+		if err := json.Unmarshal(b, &got); err != nil || got.Message != strings.ToValidUTF8(got.Message, "") {
+			t.Fatalf("%q: %v", b, err)
+		}
+		if utf8.ValidString(comm) && (got.Comm != comm || got.Facts[comm] != fmt.Sprintf("%#x", value)) {
+			t.Errorf("%q became %+v", comm, got)
+		}
+	})
 }
