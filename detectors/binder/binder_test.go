@@ -1,0 +1,213 @@
+package binder
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/profiles/guestos"
+	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/probe"
+	"github.com/hprobe/hprobe/xenevents/sim"
+)
+
+const (
+	entry    = 0xffffffff81800040 // of all the kernel's functions here
+	function = 0xffffffff81800800
+	bannerAt = 0xffffffff82000000
+	rootAt   = 0xffffffff82a10000
+	percpu   = 0xffff888000000000
+	stack    = 0xffffc90000001000
+	slide    = 4 << 20
+)
+
+// bench is a guest of the simulator that an engine watches.
+type bench struct {
+	g      *sim.Guest
+	binder *Binder
+	engine *probe.Engine
+	found  []detectors.Finding
+}
+
+func (b *bench) Emit(f *detectors.Finding) { b.found = append(b.found, *f) }
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	p := isf.NewBuilder()
+	p.Meta.Banner = "Linux version 6"
+	p.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: "vfs_read", Addr: function}, {Name: "untyped", Addr: function}, {Name: "linux_banner", Addr: bannerAt},
+		{Name: "init_top_pgt", Addr: rootAt}, {Name: "current_task", Addr: 8}, {Name: "twice", Addr: 1}, {Name: "twice", Addr: 2}}
+	long := isf.Type{Kind: isf.Base, Name: "long"}
+	p.Funcs["vfs_read"] = isf.Func{Params: []isf.Param{{Name: "file", Type: isf.Type{Kind: isf.Pointer}}, {Name: "count", Type: long}}}
+	p.Users["task_struct"] = isf.UserType{Kind: isf.Struct, Size: 64, Fields: map[string]isf.Field{"pid": {Offset: 0}, "tgid": {Offset: 4}, "comm": {Offset: 8}}}
+	profile, err := p.Profile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := sim.NewHost()
+	b := &bench{g: h.Add(sim.Config{ID: 5, Name: "guest"})}
+	s := b.g.NewSpace()
+	code := make([]byte, 4096)
+	copy(code[function&0xfff:], []byte{0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xc3}) // endbr64; push rbp; pop rbp; ret
+	s.Page(entry&^0xfff+slide, code...)
+	s.Page(bannerAt+slide, []byte("Linux version 6\n\x00")...)
+	s.Map(rootAt+slide, xenevents.GPA(s.CR3()).GFN())
+	s.Page(stack - 0x1000)
+	s.Page(percpu, append([]byte{8: 0x00, 9: 0x01, 10: 0, 11: 0, 12: 0x80, 13: 0x88, 14: 0xff, 15: 0xff, 0x100: 7, 0x104: 6, 0x108: 'e'}, "vil\x1b[2J"...)...) // the task is at percpu+0x100
+	b.g.VCPU(0).Set(func(r *xenevents.Registers) {
+		r.CR3, r.LSTAR, r.RSP, r.GSBase = s.CR3(), entry+slide, stack-64, percpu
+	})
+	dom, err := h.Open(t.Context(), 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := guestos.FindKernel(dom, 1, profile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.engine, err = probe.New(dom, probe.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(b.engine.Run(ctx), dom.Close()) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		if l := append(b.g.Leaks(), b.g.Accidents()...); l != nil {
+			t.Errorf("left behind: %q", l)
+		}
+	})
+	<-b.engine.Ready()
+	b.binder = New(b.engine, kernel, xenevents.DomainInfo{ID: 5, Name: "guest"}, b)
+	return b
+}
+
+// call runs the function, and returns what RAX was after it.
+func (b *bench) call(t *testing.T, args ...uint64) (rax uint64) {
+	t.Helper()
+	v := b.g.VCPU(0)
+	v.Set(func(r *xenevents.Registers) { r.RAX = 0x77 })
+	v.Run(sim.Call(function+slide, args...), sim.See(func(r xenevents.Registers) { rax = r.RAX }))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := v.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return rax
+}
+
+// watcher is a detector of one or more places.
+type watcher struct {
+	at     []string
+	handle detectors.Handler
+}
+
+func (w *watcher) Name() string { return "watcher" }
+
+func (w *watcher) Probes() (all []detectors.ProbeSpec) {
+	for _, at := range w.at {
+		all = append(all, detectors.ProbeSpec{Name: "watch " + at, At: at, Handle: w.handle})
+	}
+	return all
+}
+
+func TestBindDecodesAndDecides(t *testing.T) {
+	b := newBench(t)
+	var args [][]detectors.Arg
+	var seqs []uint64
+	var bad error
+	w := &watcher{at: []string{"vfs_read"}, handle: func(h detectors.Hit) detectors.Outcome {
+		args, seqs = append(args, h.Args()), append(seqs, h.Seq())
+		_, bad = h.Arg(2)
+		if n, _ := h.Arg(1); n < 100 {
+			return detectors.Outcome{}
+		}
+		return detectors.Outcome{Verdict: detectors.Verdict{Deny: true, Return: -14}, Finding: &detectors.Finding{Severity: detectors.High, Message: "m", Blocked: true}}
+	}}
+	bound, err := b.binder.Bind(t.Context(), w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(bound.Probes) != 1 || bound.Probes[0].At != function+slide || bound.Probes[0].Spec.At != "vfs_read" {
+		t.Errorf("%+v", bound.Probes)
+	}
+	if rax := b.call(t, 0x1234, 99); rax != 0x77 {
+		t.Errorf("an honest call returned %#x", rax)
+	}
+	if rax := b.call(t, 0x1234, 100); int64(rax) != -14 {
+		t.Errorf("a denied call returned %#x", rax)
+	}
+	if err := b.binder.Unbind(t.Context(), bound); err != nil {
+		t.Fatal(err)
+	}
+	if rax := b.call(t, 0x1234, 100); rax != 0x77 || len(args) != 2 {
+		t.Errorf("after Unbind %#x, %d hits", rax, len(args))
+	}
+	if want := (detectors.Arg{Name: "count", Type: "long", Value: 100}); len(args[1]) != 2 || args[1][1] != want || args[1][0].Type != "void *" || args[1][0].Value != 0x1234 {
+		t.Errorf("%+v", args[1])
+	}
+	if seqs[0] != 1 || seqs[1] != 2 || bad == nil {
+		t.Errorf("%v, %v", seqs, bad)
+	}
+	if len(b.found) != 1 {
+		t.Fatalf("%d findings", len(b.found))
+	}
+	f := b.found[0]
+	if f.Domain != "guest" || f.DomainID != 5 || f.Detector != "watcher" || f.Probe != "vfs_read" || f.Message != "m" || !f.Blocked || f.Severity != detectors.High ||
+		time.Since(f.Time) > time.Minute || f.Process == nil || *f.Process != (detectors.Process{PID: 6, TID: 7, Comm: "evil\x1b[2J"}) {
+		t.Errorf("%+v, %+v", f, f.Process)
+	}
+}
+
+func TestArgumentsWhereThereAreNone(t *testing.T) {
+	b := newBench(t)
+	var got []detectors.Arg
+	handle := func(h detectors.Hit) detectors.Outcome {
+		got = h.Args()
+		return detectors.Outcome{}
+	}
+	for at, want := range map[string]int{"untyped": 6, "vfs_read+4": 0, "0xffffffff81c00800": 0} {
+		bound, err := b.binder.Bind(t.Context(), &watcher{at: []string{at}, handle: handle})
+		if err != nil {
+			t.Fatalf("%s: %v", at, err)
+		}
+		got = make([]detectors.Arg, 99)
+		b.call(t, 1, 2, 3, 4, 5, 6)
+		if len(got) != want || want > 0 && (got[3].Value != 4 || got[3].Name != "arg3" || got[3].Type != "") {
+			t.Errorf("%s: %+v", at, got)
+		}
+		if err := b.binder.Unbind(t.Context(), bound); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestBindIsAllOrNothing(t *testing.T) {
+	b := newBench(t)
+	for bad, want := range map[string]string{"nosuch": `symbol "nosuch"`, "twice": "2 functions", "a b": "no place", "mod!f": `"modules"`, "0xffff900000000000": ""} {
+		bound, err := b.binder.Bind(t.Context(), &watcher{at: []string{"vfs_read", bad}})
+		if err == nil || !strings.Contains(err.Error(), want) || bound != nil {
+			t.Errorf("%s: %+v, %v", bad, bound, err)
+		}
+		if all, _, err := b.engine.Probes(t.Context()); err != nil || len(all) != 0 {
+			t.Errorf("%s: it left %+v, %v", bad, all, err)
+		}
+	}
+	// Without a Handle it counts.
+	if _, err := b.binder.Bind(t.Context(), &watcher{at: []string{"vfs_read"}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		b.call(t, 1, 2)
+	}
+	if all, _, err := b.engine.Probes(t.Context()); err != nil || len(all) != 1 || all[0].Hits != 3 || all[0].Name != "watch vfs_read" {
+		t.Errorf("%+v, %v", all, err)
+	}
+}
