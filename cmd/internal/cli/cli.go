@@ -62,7 +62,11 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(stderr, "hprobe:", message(err))
+	lines := strings.Split(message(err), "\n") // of several errors
+	for i := range lines {
+		lines[i] = plain(lines[i])
+	}
+	fmt.Fprintln(stderr, "hprobe:", strings.Join(lines, "\n"))
 	return exitStatus(err)
 }
 

@@ -26,7 +26,7 @@ func (a *app) probe() *cobra.Command {
 				if a.json {
 					return a.message(p)
 				}
-				_, err = fmt.Fprintf(a.out, "%s: armed in %s at %s (%#x), on %q, stepped over by %s\n", p.GetId(), p.GetDomain(), p.GetAt(), p.GetAddress(), p.GetInstruction(), p.GetStep())
+				_, err = fmt.Fprintf(a.out, "%s: armed in %s at %s (%#x), on %q, stepped over by %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetAddress(), p.GetInstruction(), p.GetStep())
 				return err
 			})
 		},
@@ -58,7 +58,7 @@ func (a *app) probe() *cobra.Command {
 			if a.json {
 				return a.message(p)
 			}
-			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %d hits\n", p.GetId(), p.GetDomain(), p.GetHits())
+			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %d hits\n", p.GetId(), guestText(p.GetDomain()), p.GetHits())
 			return err
 		})
 	}}

@@ -25,6 +25,11 @@ it: /boot/vmlinuz-… of the guest, or a vmlinux. It needs no debug package, no 
 and no Xen. The profile goes to hprobed's folder (--profiles), or to a file (--to);
 one called .json or .json.xz is an ISF file, the form that Volatility 3 has.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if to != "" {
+				if _, err := writerOf(to); err != nil { // before the work
+					return err
+				}
+			}
 			p, err := build.FromFile(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -89,20 +94,27 @@ func profileLineOf(file string, p *isf.Profile, err error) profileLine {
 	return profileLine{File: file, Symbols: p.NumSymbols(), Kernel: p.Meta().Banner}
 }
 
-// writeProfile writes a profile in the form that the file's name says.
-func writeProfile(path string, p *isf.Profile) error {
-	write := p.WriteJSON
+// writerOf says in which form to write a profile, by the file's name.
+func writerOf(path string) (func(*isf.Profile, io.Writer) error, error) {
 	switch {
 	case strings.HasSuffix(path, store.Ext):
-		write = p.WriteCompact
+		return (*isf.Profile).WriteCompact, nil
 	case strings.HasSuffix(path, ".json.xz"):
-		write = p.WriteJSONXZ
-	case !strings.HasSuffix(path, ".json"):
-		return fmt.Errorf("%w: what is %s to be? .json, .json.xz or %s", errUsage, path, store.Ext)
+		return (*isf.Profile).WriteJSONXZ, nil
+	case strings.HasSuffix(path, ".json"):
+		return (*isf.Profile).WriteJSON, nil
+	}
+	return nil, fmt.Errorf("%w: what is %s to be? .json, .json.xz or %s", errUsage, path, store.Ext)
+}
+
+func writeProfile(path string, p *isf.Profile) error {
+	write, err := writerOf(path)
+	if err != nil {
+		return err
 	}
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(write(io.Writer(f)), f.Close())
+	return errors.Join(write(p, f), f.Close())
 }

@@ -8,11 +8,13 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/detectors/sinks"
 )
 
 // message prints a message as one line of JSON.
@@ -21,7 +23,7 @@ func (a *app) message(m proto.Message) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "%s\n", b)
+	_, err = fmt.Fprintf(a.out, "%s\n", sinks.ASCII(b))
 	return err
 }
 
@@ -31,7 +33,7 @@ func (a *app) value(v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "%s\n", b)
+	_, err = fmt.Fprintf(a.out, "%s\n", sinks.ASCII(b))
 	return err
 }
 
@@ -40,10 +42,31 @@ func (a *app) table(rows [][]string) error {
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 	var errs []error
 	for _, r := range rows {
+		for i := range r {
+			r[i] = plain(r[i])
+		}
 		_, err := fmt.Fprintln(w, strings.Join(r, "\t"))
 		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, w.Flush())...)
+}
+
+// plain takes from a text what a terminal would obey, and leaves it readable: for
+// what is no guest's own string, but may have one in it.
+func plain(s string) string {
+	var out strings.Builder
+	for i, r := range s {
+		switch {
+		case r == utf8.RuneError && s[i] != "\uFFFD"[0]:
+			fmt.Fprintf(&out, `\x%02x`, s[i])
+		case strconv.IsPrint(r):
+			out.WriteRune(r)
+		default:
+			q := strconv.QuoteRuneToASCII(r)
+			out.WriteString(q[1 : len(q)-1])
+		}
+	}
+	return out.String()
 }
 
 // guestText makes a guest's string harmless for a terminal: what is not plain
@@ -77,10 +100,10 @@ func hitLine(h *controlapi.Hit) string {
 		if arg.GetError() != "" {
 			v = "?"
 		}
-		args = append(args, arg.GetName()+"="+v)
+		args = append(args, plain(arg.GetName())+"="+v)
 	}
-	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s(%s)", clock(h.GetTimeUnixNano()), h.GetDomain(), h.GetProbe(), h.GetSeq(), h.GetVcpu(),
-		process(h.GetProcess()), h.GetAt(), strings.Join(args, ", "))
+	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s(%s)", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(),
+		process(h.GetProcess()), plain(h.GetAt()), strings.Join(args, ", "))
 }
 
 // findingLine is a finding for people.
@@ -89,7 +112,7 @@ func findingLine(f *controlapi.Finding) string {
 	if f.GetBlocked() {
 		what = "BLOCKED"
 	}
-	return fmt.Sprintf("%s  %s  %s  %s  %s  vcpu%d  %s", clock(f.GetTimeUnixNano()), f.GetDomain(), what, f.GetDetector(), process(f.GetProcess()), f.GetVcpu(), f.GetMessage())
+	return fmt.Sprintf("%s  %s  %s  %s  %s  vcpu%d  %s", clock(f.GetTimeUnixNano()), guestText(f.GetDomain()), what, plain(f.GetDetector()), process(f.GetProcess()), f.GetVcpu(), plain(f.GetMessage()))
 }
 
 func lostLine(n uint64) string {

@@ -39,7 +39,7 @@ in memory that is not there at the moment runs, and is reported.`,
 				if a.json {
 					return a.message(d)
 				}
-				_, err = fmt.Fprintf(a.out, "%s: %s watches %s, %s mode: %s\n", d.GetId(), d.GetName(), d.GetDomain(), d.GetMode(), d.GetWhat())
+				_, err = fmt.Fprintf(a.out, "%s: %s watches %s, %s mode: %s\n", d.GetId(), plain(d.GetName()), guestText(d.GetDomain()), d.GetMode(), plain(d.GetWhat()))
 				return err
 			})
 		},
@@ -74,7 +74,7 @@ in memory that is not there at the moment runs, and is reported.`,
 			if a.json {
 				return a.message(d)
 			}
-			_, err = fmt.Fprintf(a.out, "%s: %s removed from %s; it saw %d attempts in %d calls\n", d.GetId(), d.GetName(), d.GetDomain(), d.GetFindings(), hits(d))
+			_, err = fmt.Fprintf(a.out, "%s: %s removed from %s; it saw %d attempts in %d calls\n", d.GetId(), plain(d.GetName()), guestText(d.GetDomain()), d.GetFindings(), hits(d))
 			return err
 		})
 	}}

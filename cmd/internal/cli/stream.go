@@ -17,7 +17,7 @@ import (
 
 func (a *app) trace() *cobra.Command {
 	var req controlapi.TraceRequest
-	var count int
+	var count uint
 	cmd := &cobra.Command{
 		Use: "trace [ID]", Short: "Show the hits of probes, live", Args: cobra.MaximumNArgs(1),
 		Long: "trace shows each hit of the probes that were added with hprobe probe add (or of\none of them): when, in which guest, which process, and the function's arguments.\nIt ends with Ctrl-C, or after -n hits.",
@@ -32,13 +32,13 @@ func (a *app) trace() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&req.Domain, "domain", "d", "", "only of this guest")
-	cmd.Flags().IntVarP(&count, "count", "n", 0, "end after so many hits")
+	cmd.Flags().UintVarP(&count, "count", "n", 0, "end after so many hits")
 	return cmd
 }
 
 func (a *app) findings() *cobra.Command {
 	var req controlapi.FindingsRequest
-	var count int
+	var count uint
 	cmd := &cobra.Command{
 		Use: "findings", Short: "Show what detectors found", Args: exactly(),
 		Long: "findings shows what detectors found, the oldest first. hprobed keeps the last 1,000\nin memory; hprobed --findings FILE appends each to a file as well.",
@@ -53,7 +53,7 @@ func (a *app) findings() *cobra.Command {
 	f.StringVarP(&req.Domain, "domain", "d", "", "only of this guest")
 	f.Uint32Var(&req.Last, "last", 0, "of those that there are, only the last so many")
 	f.BoolVarP(&req.Follow, "follow", "f", false, "and those to come, until Ctrl-C")
-	f.IntVarP(&count, "count", "n", 0, "end after so many findings")
+	f.UintVarP(&count, "count", "n", 0, "end after so many findings")
 	return cmd
 }
 
@@ -61,11 +61,11 @@ func (a *app) findings() *cobra.Command {
 func show[T any, P interface {
 	*T
 	proto.Message
-}](a *app, s grpc.ServerStreamingClient[T], err error, count int, line func(P) string, lost func(P) uint64) error {
+}](a *app, s grpc.ServerStreamingClient[T], err error, count uint, line func(P) string, lost func(P) uint64) error {
 	if err != nil {
 		return err
 	}
-	for n := 0; count == 0 || n < count; n++ {
+	for n := uint(0); count == 0 || n < count; n++ {
 		m, err := s.Recv()
 		switch {
 		case errors.Is(err, io.EOF), status.Code(err) == codes.Canceled, errors.Is(err, context.Canceled):
