@@ -4,6 +4,7 @@
 package detectors
 
 import (
+	"errors"
 	"time"
 
 	"github.com/hprobe/hprobe/xenevents"
@@ -38,7 +39,8 @@ type Outcome struct {
 	Finding *Finding
 }
 
-// Verdict is what happens to the vCPU of a hit.
+// Verdict is what happens to the vCPU of a hit. Ask Hit.CanDeny before: one that
+// can't be carried out lets the guest go on.
 type Verdict struct {
 	// Deny skips the function that the probe is at the entry of: it returns
 	// Return to its caller.
@@ -62,9 +64,16 @@ type Hit interface {
 	// ReadUint64 and Read read guest virtual memory as the vCPU sees it.
 	ReadUint64(at xenevents.GVA) (uint64, error)
 	Read(p []byte, at xenevents.GVA) (int, error)
+	// CanDeny says whether a verdict to deny will be carried out, and if not why:
+	// ErrDenied where another detector refuses the call already.
+	CanDeny() error
 	// Process is who runs. ok is false where that can't be found out.
 	Process() (p Process, ok bool)
 }
+
+// ErrDenied says that another detector refuses a call already: it does not run,
+// but returns what that one said.
+var ErrDenied = errors.New("another detector refuses the call already")
 
 // Arg is an argument of a function.
 type Arg struct {
@@ -93,7 +102,7 @@ const (
 func (s Severity) String() string { return [...]string{"info", "medium", "high"}[min(s, High)] }
 
 // Finding is what a detector concluded. What does not concern it (time, domain,
-// process, probe) the binder fills in.
+// process, probe), and Blocked, the binder fills in.
 type Finding struct {
 	Time     time.Time
 	Domain   string
@@ -105,7 +114,8 @@ type Finding struct {
 
 	Severity Severity
 	Message  string
-	// Blocked: the guest did not get what it tried.
+	// Blocked: the guest did not get what it tried. The Message must not claim
+	// it where Hit.CanDeny fails.
 	Blocked bool
 	// Facts are what the conclusion is drawn from, in order.
 	Facts []Fact

@@ -96,7 +96,12 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 	return func(raw *probe.Hit) probe.Verdict {
 		h.Hit = raw
 		out := spec.Handle(h)
+		var denied error
+		if out.Verdict.Deny {
+			denied = h.CanDeny()
+		}
 		if f := out.Finding; f != nil {
+			f.Blocked = out.Verdict.Deny && (denied == nil || errors.Is(denied, detectors.ErrDenied))
 			f.Time, f.Domain, f.DomainID = time.Now(), b.domain.Name, b.domain.ID
 			f.Detector, f.Probe, f.VCPU = d.Name(), spec.At, raw.VCPU
 			if p, ok := h.Process(); ok {
@@ -104,7 +109,7 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 			}
 			b.sink.Emit(f)
 		}
-		if out.Verdict.Deny {
+		if out.Verdict.Deny && denied == nil {
 			return probe.Verdict{Action: probe.Deny, Return: uint64(out.Verdict.Return)}
 		}
 		return probe.Verdict{}
@@ -150,6 +155,14 @@ func (h *hit) Args() []detectors.Arg {
 		all[i].Value, all[i].Err = h.Arg(i)
 	}
 	return all
+}
+
+func (h *hit) CanDeny() error {
+	err := h.Hit.CanDeny()
+	if errors.Is(err, probe.ErrDenied) {
+		return detectors.ErrDenied
+	}
+	return err
 }
 
 func (h *hit) Process() (detectors.Process, bool) {

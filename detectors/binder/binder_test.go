@@ -3,6 +3,7 @@ package binder
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,7 +130,7 @@ func TestBindDecodesAndDecides(t *testing.T) {
 		if n, _ := h.Arg(1); n < 100 {
 			return detectors.Outcome{}
 		}
-		return detectors.Outcome{Verdict: detectors.Verdict{Deny: true, Return: -14}, Finding: &detectors.Finding{Severity: detectors.High, Message: "m", Blocked: true}}
+		return detectors.Outcome{Verdict: detectors.Verdict{Deny: true, Return: -14}, Finding: &detectors.Finding{Severity: detectors.High, Message: "m"}}
 	}}
 	bound, err := b.binder.Bind(t.Context(), w)
 	if err != nil {
@@ -163,6 +164,75 @@ func TestBindDecodesAndDecides(t *testing.T) {
 	if f.Domain != "guest" || f.DomainID != 5 || f.Detector != "watcher" || f.Probe != "vfs_read" || f.Message != "m" || !f.Blocked || f.Severity != detectors.High ||
 		time.Since(f.Time) > time.Minute || f.Process == nil || *f.Process != (detectors.Process{PID: 6, TID: 7, Comm: "evil\x1b[2J"}) {
 		t.Errorf("%+v, %+v", f, f.Process)
+	}
+}
+
+func TestBlockedIsWhatHappened(t *testing.T) {
+	b := newBench(t)
+	var can []error
+	deny := func(value int64, claim bool) detectors.Handler {
+		return func(h detectors.Hit) detectors.Outcome {
+			can = append(can, h.CanDeny())
+			return detectors.Outcome{Verdict: detectors.Verdict{Deny: value != 0, Return: value}, Finding: &detectors.Finding{Blocked: claim}}
+		}
+	}
+	// In the order in which they come: the first one's value counts.
+	for _, handle := range []detectors.Handler{deny(0, true), deny(-14, false), deny(-22, false)} {
+		if _, err := b.binder.Bind(t.Context(), &watcher{at: []string{"vfs_read"}, handle: handle}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blocked := func() (all []bool) {
+		for _, f := range b.found {
+			all = append(all, f.Blocked)
+		}
+		return all
+	}
+	if rax := b.call(t, 1, 2); int64(rax) != -14 || !slices.Equal(blocked(), []bool{false, true, true}) || !slices.Equal(can, []error{nil, nil, detectors.ErrDenied}) {
+		t.Errorf("it returned %d; blocked: %v; %v", int64(rax), blocked(), can)
+	}
+	// Without a stack there is nowhere to return to: the function runs.
+	can, b.found = nil, nil
+	v := b.g.VCPU(0)
+	var after xenevents.Registers
+	v.Set(func(r *xenevents.Registers) { r.RAX, r.RSP = 0x77, stack+0x100000 })
+	v.Run(sim.Exec(function+slide), sim.See(func(r xenevents.Registers) { after = r }))
+	if err := v.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after.RIP != function+slide+4 || after.RAX != 0x77 {
+		t.Errorf("it did not run: %+v", after)
+	}
+	if !slices.Equal(blocked(), []bool{false, false, false}) {
+		t.Errorf("it ran, and the findings say %v", blocked())
+	}
+	for _, err := range can {
+		if !errors.Is(err, xenevents.ErrNotMapped) || !strings.Contains(err.Error(), "return address") {
+			t.Errorf("CanDeny: %v", err)
+		}
+	}
+}
+
+func TestNotBlockedWhereAnotherVerdictCounts(t *testing.T) {
+	b := newBench(t)
+	regs := func(h *probe.Hit) probe.Verdict {
+		r := *h.Regs
+		r.RAX = 0x55
+		return probe.Verdict{Action: probe.SetRegs, Regs: &r}
+	}
+	if _, err := b.engine.Add(t.Context(), probe.Request{At: function + slide, Space: b.binder.kernel.Space, Decide: regs}); err != nil {
+		t.Fatal(err)
+	}
+	var can error
+	deny := func(h detectors.Hit) detectors.Outcome {
+		can = h.CanDeny()
+		return detectors.Outcome{Verdict: detectors.Verdict{Deny: true, Return: -14}, Finding: &detectors.Finding{}}
+	}
+	if _, err := b.binder.Bind(t.Context(), &watcher{at: []string{"vfs_read"}, handle: deny}); err != nil {
+		t.Fatal(err)
+	}
+	if rax := b.call(t, 1, 2); rax != 0x55 || can == nil || len(b.found) != 1 || b.found[0].Blocked {
+		t.Errorf("it returned %#x; %v, %+v", rax, can, b.found)
 	}
 }
 

@@ -75,7 +75,6 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
 	h := &e.now.hit
 	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
-	var verdict Verdict
 	for _, user := range p.users {
 		user.hits++
 		if user.Decide == nil || user.failed != "" {
@@ -85,12 +84,12 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
 		v := e.decide(user, h)
 		if v.Action != Continue {
 			user.changed++
-			if verdict.Action == Continue {
-				verdict = v
+			if h.verdict.Action == Continue {
+				h.verdict = v
 			}
 		}
 	}
-	return e.carryOut(ev, p, verdict)
+	return e.carryOut(ev, p, h)
 }
 
 // decide calls a subscriber. One that panics is not asked again: the guest must
@@ -106,13 +105,13 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 	return user.Decide(h)
 }
 
-func (e *Engine) carryOut(ev *xenevents.Event, p *patch, v Verdict) error {
-	r := e.newReply()
+func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
+	r, v := e.newReply(), h.verdict
 	switch v.Action {
 	case Deny:
-		to, err := e.mem.ReadUint64(xenevents.AddressSpaceOf(&ev.Regs), xenevents.GVA(ev.Regs.RSP))
+		to, err := h.returnAddress()
 		if err != nil {
-			e.log.Error("a denied call's return address can't be read: it runs", "err", err)
+			e.log.Error("a call that was denied runs", "err", err)
 			return e.stepOver(ev, p.step, p)
 		}
 		r.Regs = &e.now.regs

@@ -4,6 +4,7 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/hprobe/hprobe/xenevents"
@@ -72,7 +73,43 @@ type Hit struct {
 	// Regs are the vCPU's registers. To change them, return a Verdict.
 	Regs *xenevents.Registers
 
-	engine *Engine
+	engine  *Engine
+	verdict Verdict // of those who were asked before
+	// The return address is read once at most: another vCPU may change it, or
+	// take the stack away, after somebody relied on it.
+	to     uint64
+	toErr  error
+	toRead bool
+}
+
+// ErrDenied says that a subscriber that was asked before denies the call: it does
+// not run, but returns that one's value.
+var ErrDenied = errors.New("the call is denied already")
+
+// CanDeny says whether a verdict to deny this hit will be carried out, and if not
+// why. Whoever tells people that a call was stopped asks first.
+func (h *Hit) CanDeny() error {
+	if h.verdict.Action == SetRegs {
+		return errors.New("another probe's decision set the registers")
+	}
+	if _, err := h.returnAddress(); err != nil {
+		return err
+	}
+	if h.verdict.Action == Deny {
+		return ErrDenied
+	}
+	return nil
+}
+
+func (h *Hit) returnAddress() (uint64, error) {
+	if !h.toRead {
+		h.toRead = true
+		h.to, h.toErr = h.ReadUint64(xenevents.GVA(h.Regs.RSP))
+		if h.toErr != nil {
+			h.toErr = fmt.Errorf("its return address can't be read: %w", h.toErr)
+		}
+	}
+	return h.to, h.toErr
 }
 
 // Read reads guest virtual memory as the vCPU sees it. A page that is not
@@ -95,7 +132,7 @@ const (
 	Continue Action = iota
 	// Deny: the function that the probe is at the entry of is not run: it
 	// returns Verdict.Return to its caller. Only at a function's first
-	// instruction, where RSP points to the return address.
+	// instruction, where RSP points to the return address. See Hit.CanDeny.
 	Deny
 	// SetRegs: the vCPU's registers become Verdict.Regs, then the instruction
 	// runs; where RIP was changed, the vCPU goes on there instead.

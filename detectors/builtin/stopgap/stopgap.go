@@ -93,8 +93,14 @@ func (d *Detector) handle(h detectors.Hit) detectors.Outcome {
 		f.Message = what + "; reported only"
 		return detectors.Outcome{Finding: f}
 	}
-	f.Blocked = true
-	f.Message = fmt.Sprintf("%s; refused with %v", what, d.rule.Errno)
+	switch err := h.CanDeny(); {
+	case err == nil:
+		f.Message = fmt.Sprintf("%s; refused with %v", what, d.rule.Errno)
+	case errors.Is(err, detectors.ErrDenied):
+		f.Message = what + "; refused by another detector"
+	default:
+		f.Message = fmt.Sprintf("%s; could not be refused: %v", what, err)
+	}
 	return detectors.Outcome{Finding: f, Verdict: detectors.Verdict{Deny: true, Return: -int64(d.rule.Errno)}}
 }
 
@@ -106,7 +112,7 @@ func unseen(err error) detectors.Outcome {
 	if err == nil {
 		return detectors.Outcome{}
 	}
-	return detectors.Outcome{Finding: &detectors.Finding{Severity: detectors.Medium, Message: fmt.Sprintf("a call could not be judged, and ran: %v", err)}}
+	return detectors.Outcome{Finding: &detectors.Finding{Severity: detectors.Medium, Message: fmt.Sprintf("a call could not be judged, and was let pass: %v", err)}}
 }
 
 // maxSegments is Linux's UIO_MAXIOV: vmsplice takes no more.

@@ -15,7 +15,10 @@ type call struct {
 	args          []uint64
 	words         map[xenevents.GVA]uint64
 	reads         int
+	canDeny       error
 }
+
+func (c *call) CanDeny() error { return c.canDeny }
 
 var errArg = errors.New("there is no such argument")
 
@@ -198,11 +201,11 @@ func TestVmsplice(t *testing.T) {
 			case f == nil:
 				t.Errorf("%s: no finding", name)
 			case !attempt:
-				if f.Severity != detectors.Medium || f.Blocked || !strings.Contains(f.Message, "could not be judged") {
+				if f.Severity != detectors.Medium || !strings.Contains(f.Message, "could not be judged") {
 					t.Errorf("%s: %+v", name, f)
 				}
 			default:
-				if f.Severity != detectors.High || f.Blocked != fix || len(f.Facts) != 2 || f.Facts[0].Name != c.fact || f.Facts[1] != (detectors.Fact{Name: "limit", Value: 0x7fffffff}) {
+				if f.Severity != detectors.High || len(f.Facts) != 2 || f.Facts[0].Name != c.fact || f.Facts[1] != (detectors.Fact{Name: "limit", Value: 0x7fffffff}) {
 					t.Errorf("%s: %+v", name, f)
 				}
 				if strings.Contains(f.Message, "refused with EFAULT") != fix || strings.Contains(f.Message, "reported only") == fix {
@@ -234,6 +237,24 @@ func TestARuleOfOnesOwn(t *testing.T) {
 		out := d.handle(&call{args: []uint64{0x100}, words: map[xenevents.GVA]uint64{0x108: n}})
 		if out.Verdict.Deny != deny || deny && (out.Verdict.Return != -22 || out.Finding.Facts[0] != (detectors.Fact{Name: "[arg0+8]", Value: n})) {
 			t.Errorf("%#x: %+v", n, out)
+		}
+	}
+}
+
+func TestTheMessageClaimsNoRefusalThatWasNone(t *testing.T) {
+	rule, _ := Known("vmsplice")
+	d, err := New(rule, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, canDeny := range map[string]error{
+		"; refused with EFAULT":                     nil,
+		"; refused by another detector":             detectors.ErrDenied,
+		"; could not be refused: " + errArg.Error(): errArg,
+	} {
+		out := d.handle(&call{args: []uint64{5, 0x1000, 1}, words: iovec(0x1000, 1<<63), canDeny: canDeny})
+		if out.Finding == nil || !strings.HasSuffix(out.Finding.Message, want) {
+			t.Errorf("%v: %+v", canDeny, out.Finding)
 		}
 	}
 }
