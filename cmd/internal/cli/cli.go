@@ -114,17 +114,20 @@ memory; it can measure that a probed function takes longer.
 	f := root.PersistentFlags()
 	f.StringVar(&a.socket, "socket", control.DefaultSocket, "hprobed's socket")
 	output := f.StringP("output", "o", "text", "text, for people, or json, for programs: an object a line")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if *output != "text" && *output != "json" {
 			return fmt.Errorf("%w: -o is text or json, not %q", errUsage, *output)
 		}
 		a.json = *output == "json"
+		if _, ok := cmd.Annotations[labcli.TextOnly]; ok && a.json {
+			return fmt.Errorf("%w: %s prints text only: leave -o json out", errUsage, cmd.CommandPath())
+		}
 		return nil
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(), labcli.Command())
+	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(), labcli.Command(a.ifJSON))
 	explainUnknown(root)
 	usageErrors(root)
 	return root

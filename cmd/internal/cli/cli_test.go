@@ -231,6 +231,8 @@ func TestExitStatusAndMessage(t *testing.T) {
 		"stopgap add x -d g --limit y": {2, `"y"`},
 		"stopgap add -d guest":         {2, "NAME"},
 		"lab up x":                     {2, "lab up"},
+		"lab copy --cpus 9 -o json":    {2, "hprobe lab copy prints text only"},
+		"lab console -o json":          {2, "hprobe lab console prints text only"},
 		"profile build":                {2, "VMLINUZ"},
 		"profile build x --to y.txt":   {2, ".json.xz"},
 		"profile build /nonexistent":   {1, "/nonexistent"},

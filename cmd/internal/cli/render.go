@@ -37,6 +37,14 @@ func (a *app) value(v any) error {
 	return err
 }
 
+// ifJSON is a labcli.JSON.
+func (a *app) ifJSON(v any) (printed bool, err error) {
+	if !a.json {
+		return false, nil
+	}
+	return true, a.value(v)
+}
+
 // table prints rows in columns; the first is the head.
 func (a *app) table(rows [][]string) error {
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)

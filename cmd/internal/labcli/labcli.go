@@ -24,8 +24,16 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("the command ended with exit status %d", e.Status)
 }
 
+// TextOnly is the annotation of commands that can't print JSON.
+const TextOnly = "text only"
+
+var textOnly = map[string]string{TextOnly: ""}
+
+// JSON prints a value as a line of JSON if the user wants that, and says so.
+type JSON func(v any) (printed bool, err error)
+
 // Command makes `hprobe lab`.
-func Command() *cobra.Command {
+func Command(json JSON) *cobra.Command {
 	c := &cobra.Command{
 		Use: "lab", Short: "Boot a real Xen host in software, to try hprobe on",
 		Long: `lab boots a real Xen, a Linux dom0 and a Linux guest in an emulator on this
@@ -34,9 +42,10 @@ needs no Xen and no root here, but some Debian packages, which it names. A first
 boot fetches and builds for some minutes, into ` + "$HPROBE_LAB_CACHE" + ` or
 ~/.cache/hprobe/lab; later ones take about a minute, and need no network.
 A lab server in the background keeps what is booted; it ends after 15 minutes
-without use. The output is always text.`,
+without use. With -o json, status, exec and guest print an object a line; copy and
+console are always text.`,
 	}
-	c.AddCommand(up(), down(), status(), copyShell(), execIn("exec", "dom0", (*lab.Host).Run), execIn("guest", "the guest", func(h *lab.Host, ctx context.Context, script string) (lab.Result, error) {
+	c.AddCommand(up(), down(), status(json), copyShell(), execIn("exec", "dom0", json, (*lab.Host).Run), execIn("guest", "the guest", json, func(h *lab.Host, ctx context.Context, script string) (lab.Result, error) {
 		return h.Guest.Run(ctx, script)
 	}), logs("console", "dom0's and the guest's console, and Xen's log, of a host's boot"), serve())
 	return c
@@ -93,16 +102,48 @@ func down() *cobra.Command {
 	return c
 }
 
-func status() *cobra.Command {
+// statusLine is what is booted, for programs. PID is 0 where no server runs.
+type statusLine struct {
+	PID    int        `json:"pid"`
+	Logs   string     `json:"logs"`
+	Copies int        `json:"copies"`
+	Slots  int        `json:"slots"`
+	Hosts  []hostLine `json:"hosts"`
+}
+
+type hostLine struct {
+	Host        string  `json:"host"`
+	Booting     bool    `json:"booting"`
+	BootSeconds float64 `json:"boot_seconds"`
+	Copies      int     `json:"copies"`
+	Logs        string  `json:"logs"`
+}
+
+func statusLineOf(st *lab.Status) statusLine {
+	l := statusLine{PID: st.PID, Logs: st.Dir, Copies: st.Running, Slots: st.Slots, Hosts: []hostLine{}}
+	for _, h := range st.Hosts {
+		l.Hosts = append(l.Hosts, hostLine{h.Config.String(), h.Booting, h.Boot, h.Copies, h.Dir})
+	}
+	return l
+}
+
+func status(json JSON) *cobra.Command {
 	return &cobra.Command{Use: "status", Short: "Show what is booted", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		st, err := lab.ServerStatus(cmd.Context())
+		none := errors.Is(err, lab.ErrNoServer)
+		switch {
+		case none:
+			st = &lab.Status{}
+		case err != nil:
+			return err
+		}
+		if printed, err := json(statusLineOf(st)); printed || err != nil {
+			return err
+		}
 		out := cmd.OutOrStdout()
-		if errors.Is(err, lab.ErrNoServer) {
+		if none {
 			fmt.Fprintln(out, "nothing is booted: hprobe lab up boots a host")
 			return nil
-		}
-		if err != nil {
-			return err
 		}
 		fmt.Fprintf(out, "lab server, process %d: %d of %d copies run; logs in %s\n", st.PID, st.Running, st.Slots, st.Dir)
 		for _, h := range st.Hosts {
@@ -132,7 +173,26 @@ func fileFlags(c *cobra.Command) (host, guest *[]string) {
 	return c.Flags().StringSlice("put", nil, "`FILE` to put into /payload of dom0; again for more"), c.Flags().StringSlice("put-guest", nil, "`FILE` to put into /payload of the guest; again for more")
 }
 
-func execIn(use, where string, run func(*lab.Host, context.Context, string) (lab.Result, error)) *cobra.Command {
+// resultLine is how a command ended, for programs. Ticks are the lab's clock's.
+type resultLine struct {
+	Output string `json:"output"`
+	Exit   int    `json:"exit"`
+	Ticks  uint64 `json:"ticks"`
+}
+
+// report prints how a command ended; its exit status becomes hprobe's.
+func report(out io.Writer, json JSON, res lab.Result) error {
+	printed, err := json(resultLine{res.Output, res.Exit, res.TSC})
+	if err == nil && !printed {
+		_, err = fmt.Fprint(out, res.Output)
+	}
+	if err == nil && res.Exit != 0 {
+		err = &ExitError{res.Exit}
+	}
+	return err
+}
+
+func execIn(use, where string, json JSON, run func(*lab.Host, context.Context, string) (lab.Result, error)) *cobra.Command {
 	c := &cobra.Command{
 		Use: use + " COMMAND...", Short: "Run a shell command in " + where + " of a new copy", Args: cobra.MinimumNArgs(1),
 		Long: use + " makes a copy of the host, runs a shell command in " + where + " as root, prints its\noutput, ends the copy, and ends with the command's exit status. Quote the command, or\nput -- before it, where it has flags. /payload, with the files of --put and\n--put-guest, is in its PATH.",
@@ -149,18 +209,14 @@ func execIn(use, where string, run func(*lab.Host, context.Context, string) (lab
 		if err != nil {
 			return err
 		}
-		fmt.Fprint(cmd.OutOrStdout(), res.Output)
-		if res.Exit != 0 {
-			return &ExitError{res.Exit}
-		}
-		return nil
+		return report(cmd.OutOrStdout(), json, res)
 	}
 	return c
 }
 
 func copyShell() *cobra.Command {
 	c := &cobra.Command{
-		Use: "copy", Short: "Make a copy of a host for yourself, with a prompt", Args: cobra.NoArgs,
+		Use: "copy", Short: "Make a copy of a host for yourself, with a prompt", Args: cobra.NoArgs, Annotations: textOnly,
 		Long: "copy makes a copy of the host and reads commands from standard input, a line each:\nthey run in dom0, or in the guest if they begin with \"guest \". Each runs in a shell of\nits own, without a terminal. The copy ends with the input (Ctrl-D).",
 	}
 	cfg := flags(c)
@@ -197,7 +253,7 @@ func copyShell() *cobra.Command {
 }
 
 func logs(use, short string) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: "Print " + short, Args: cobra.NoArgs}
+	c := &cobra.Command{Use: use, Short: "Print " + short, Args: cobra.NoArgs, Annotations: textOnly}
 	cfg := flags(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		st, err := lab.ServerStatus(cmd.Context())
