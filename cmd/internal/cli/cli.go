@@ -29,7 +29,7 @@ const (
 	exitUsage       = 2
 	exitNotFound    = 3 // no such domain, symbol, probe
 	exitUnsupported = 4 // this host, guest or CPU can't
-	exitNoDaemon    = 5
+	exitNoDaemon    = 5 // or no more
 )
 
 const exitHelp = `Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such domain, symbol or probe,
@@ -197,5 +197,9 @@ func (a *app) withDaemon(ctx context.Context, f func(controlapi.ControlClient) e
 		return err
 	}
 	defer conn.Close()
-	return f(client)
+	err = f(client)
+	if st := status.Convert(err); st.Code() == codes.Unavailable {
+		return fmt.Errorf("%w at %s any more (%s): it was ended, or died, and its log says which; start it again, and add the probes and stopgaps anew", control.ErrNoDaemon, a.socket, st.Message())
+	}
+	return err
 }

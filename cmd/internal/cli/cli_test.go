@@ -28,6 +28,14 @@ const hostile = "e\x1b[2J\u009b2J\u202e\n\tx"
 type hprobed struct {
 	controlapi.UnimplementedControlServer
 	asked []any
+	stop  func()
+}
+
+// die ends hprobed in the middle of a call.
+func (h *hprobed) die(ctx context.Context) error {
+	go h.stop()
+	<-ctx.Done()
+	return nil
 }
 
 func (h *hprobed) probe() *controlapi.Probe {
@@ -47,7 +55,10 @@ func (h *hprobed) AddProbe(_ context.Context, r *controlapi.AddProbeRequest) (*c
 	return h.probe(), nil
 }
 
-func (h *hprobed) ListProbes(context.Context, *controlapi.ListProbesRequest) (*controlapi.ListProbesResponse, error) {
+func (h *hprobed) ListProbes(ctx context.Context, r *controlapi.ListProbesRequest) (*controlapi.ListProbesResponse, error) {
+	if r.GetDomain() == "die" {
+		return nil, h.die(ctx)
+	}
 	return &controlapi.ListProbesResponse{Probes: []*controlapi.Probe{h.probe(), h.probe()}}, nil
 }
 
@@ -93,6 +104,9 @@ func (h *hprobed) Trace(r *controlapi.TraceRequest, s grpc.ServerStreamingServer
 			return err
 		}
 	}
+	if r.GetDomain() == "die" {
+		return h.die(s.Context())
+	}
 	return nil
 }
 
@@ -102,6 +116,9 @@ func (h *hprobed) Findings(r *controlapi.FindingsRequest, s grpc.ServerStreaming
 		if err := s.Send(&controlapi.Finding{TimeUnixNano: 1, Domain: hostile, Detector: hostile, Process: &controlapi.Process{Pid: 42, Comm: hostile}, Message: hostile, Blocked: blocked}); err != nil {
 			return err
 		}
+	}
+	if r.GetFollow() && r.GetDomain() == "die" {
+		return h.die(s.Context())
 	}
 	return nil
 }
@@ -114,7 +131,7 @@ func serve(t *testing.T) (*hprobed, string) {
 		t.Fatal(err)
 	}
 	s := grpc.NewServer()
-	h := &hprobed{}
+	h := &hprobed{stop: s.Stop}
 	controlapi.RegisterControlServer(s, h)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
@@ -252,6 +269,16 @@ func TestExitStatusAndMessage(t *testing.T) {
 		code, out, errs := run(strings.Fields(args)...)
 		if code != 0 || errs != "" || !strings.Contains(out, "hprobe") {
 			t.Errorf("%q: status %d, %q, %q", args, code, out, errs)
+		}
+	}
+}
+
+func TestHprobedThatGoesAway(t *testing.T) {
+	for _, args := range []string{"trace -d die", "findings -f -d die", "probe ls -d die"} {
+		_, socket := serve(t)
+		code, out, errs := run(append(strings.Fields(args), "--socket", socket)...)
+		if code != 5 || !strings.Contains(errs, "no hprobed answers at "+socket+" any more") || !strings.Contains(errs, "start it again") {
+			t.Errorf("%s: status %d, %q, %q", args, code, out, errs)
 		}
 	}
 }

@@ -42,6 +42,8 @@ func New(o Options) *Daemon {
 	return &Daemon{Options: o, sessions: map[xenevents.DomainID]*session{}}
 }
 
+var errEnding = errors.New("hprobed is ending")
+
 // Close takes every probe out of every domain and detaches.
 func (d *Daemon) Close() error {
 	d.mu.Lock()
@@ -57,7 +59,7 @@ func (d *Daemon) Close() error {
 // attached returns the session with a domain, and starts it if need be. With mu held.
 func (d *Daemon) attached(ctx context.Context, name string) (*session, error) {
 	if d.closed {
-		return nil, xenevents.ErrClosed
+		return nil, errEnding
 	}
 	info, err := xenevents.FindDomain(ctx, d.Host, name)
 	if err != nil {

@@ -39,8 +39,10 @@ func rpcError(err error) error {
 		code = codes.NotFound
 	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, xenevents.ErrMonitored):
 		code = codes.FailedPrecondition
-	case errors.Is(err, xenevents.ErrClosed), errors.Is(err, xenevents.ErrDomainGone):
+	case errors.Is(err, errEnding): // to hprobe Unavailable is an hprobed that is no more
 		code = codes.Unavailable
+	case errors.Is(err, xenevents.ErrClosed), errors.Is(err, xenevents.ErrDomainGone):
+		code = codes.Aborted
 	}
 	return status.Error(code, err.Error())
 }
