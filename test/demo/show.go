@@ -146,7 +146,7 @@ The same probes, now with --fix: an attempt does not reach the function at all. 
 caller gets the error that a patched kernel returns, and the guest goes on. Calls that
 are no attacks run as before. The canary is intact now.`)
 	if err := s.script(
-		[]string{dom0, "hprobe stopgap rm d1 && hprobe stopgap rm d2", "it saw 1 attempts in 2 calls"},
+		[]string{dom0, "hprobe stopgap rm d1 && hprobe stopgap rm d2", "it saw 1 attempt in 2 calls"},
 		[]string{guest, resetCanary},
 		[]string{dom0, stopVmsplice + " --fix", "fix mode"}, []string{dom0, stopDriver + " --fix", "fix mode"},
 		[]string{guest, "vmsplice benign", "accepted: 4096 bytes"},

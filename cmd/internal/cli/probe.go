@@ -58,7 +58,7 @@ func (a *app) probe() *cobra.Command {
 			if a.json {
 				return a.message(p)
 			}
-			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %d hits\n", p.GetId(), guestText(p.GetDomain()), p.GetHits())
+			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %s\n", p.GetId(), guestText(p.GetDomain()), count(p.GetHits(), "hit"))
 			return err
 		})
 	}}

@@ -44,7 +44,7 @@ one called .json or .json.xz is an ISF file, the form that Volatility 3 has.`,
 			if a.json {
 				return a.value(profileLine{to, p.NumSymbols(), p.Meta().Banner, ""})
 			}
-			_, err = fmt.Fprintf(a.out, "%s: %d symbols of %q\n", to, p.NumSymbols(), p.Meta().Banner)
+			_, err = fmt.Fprintf(a.out, "%s: %s of %q\n", to, count(p.NumSymbols(), "symbol"), p.Meta().Banner)
 			return err
 		},
 	}

@@ -91,6 +91,14 @@ func guestText(s string) string {
 	return s
 }
 
+// count is a number of things: "1 hit", "2 hits".
+func count[T int | uint32 | uint64](n T, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 func clock(unixNano int64) string { return time.Unix(0, unixNano).Format("15:04:05.000") }
 
 func process(p *controlapi.Process) string {
@@ -124,5 +132,5 @@ func findingLine(f *controlapi.Finding) string {
 }
 
 func lostLine(n uint64) string {
-	return fmt.Sprintf("… %d were lost here: they came faster than this end reads", n)
+	return fmt.Sprintf("… %d lost here: they came faster than this end reads", n)
 }

@@ -21,7 +21,7 @@ func (a *app) status() *cobra.Command {
 			if a.json {
 				return a.message(s)
 			}
-			fmt.Fprintf(a.out, "hprobed %s, driver %s, %s; %d findings, %d lost\n", s.GetVersion(), s.GetDriver(), s.GetHypervisor(), s.GetFindings(), s.GetDropped())
+			fmt.Fprintf(a.out, "hprobed %s, driver %s, %s; %s, %d lost\n", s.GetVersion(), s.GetDriver(), s.GetHypervisor(), count(s.GetFindings(), "finding"), s.GetDropped())
 			if len(s.GetSessions()) == 0 {
 				fmt.Fprintln(a.out, "attached to no guest")
 			}
@@ -33,8 +33,8 @@ func (a *app) status() *cobra.Command {
 				if events == nil {
 					events = []string{"none yet"}
 				}
-				fmt.Fprintf(a.out, "\n%s (%d)\n  kernel  %s\n  KASLR   %#x\n  probes  %d, in %d hidden pages\n  events  %s\n", guestText(one.GetDomain()), one.GetDomainId(),
-					guestText(one.GetKernel()), one.GetSlide(), one.GetProbes(), one.GetShadowPages(), strings.Join(events, ", "))
+				fmt.Fprintf(a.out, "\n%s (%d)\n  kernel  %s\n  KASLR   %#x\n  probes  %d, in %s\n  events  %s\n", guestText(one.GetDomain()), one.GetDomainId(),
+					guestText(one.GetKernel()), one.GetSlide(), one.GetProbes(), count(one.GetShadowPages(), "hidden page"), strings.Join(events, ", "))
 			}
 			return nil
 		})

@@ -74,7 +74,7 @@ in memory that is not there at the moment runs, and is reported.`,
 			if a.json {
 				return a.message(d)
 			}
-			_, err = fmt.Fprintf(a.out, "%s: %s removed from %s; it saw %d attempts in %d calls\n", d.GetId(), plain(d.GetName()), guestText(d.GetDomain()), d.GetFindings(), hits(d))
+			_, err = fmt.Fprintf(a.out, "%s: %s removed from %s; it saw %s in %s\n", d.GetId(), plain(d.GetName()), guestText(d.GetDomain()), count(d.GetFindings(), "attempt"), count(hits(d), "call"))
 			return err
 		})
 	}}

@@ -147,12 +147,12 @@ func (d *Daemon) findKernel(dom xenevents.Domain, info xenevents.DomainInfo) (*g
 		}
 	}
 	if guest != "" {
-		return nil, fmt.Errorf("none of the %d profiles in %s is of the guest's kernel, %q: make one (hprobe profile build VMLINUZ)", len(files), d.Profiles.Dir(), guest)
+		return nil, fmt.Errorf("no profile in %s is of the guest's kernel, %q: make one (hprobe profile build VMLINUZ)", d.Profiles.Dir(), guest)
 	}
 	if last != nil {
 		return nil, last
 	}
-	return nil, fmt.Errorf("none of the %d profiles in %s is of the guest's kernel: make one (hprobe profile build VMLINUZ)", len(files), d.Profiles.Dir())
+	return nil, fmt.Errorf("no profile in %s is of the guest's kernel: make one (hprobe profile build VMLINUZ)", d.Profiles.Dir())
 }
 
 // bind arms a detector and keeps it.

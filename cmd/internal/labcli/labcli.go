@@ -145,13 +145,13 @@ func status(json JSON) *cobra.Command {
 			fmt.Fprintln(out, "nothing is booted: hprobe lab up boots a host")
 			return nil
 		}
-		fmt.Fprintf(out, "lab server, process %d: %d of %d copies run; logs in %s\n", st.PID, st.Running, st.Slots, st.Dir)
+		fmt.Fprintf(out, "lab server, process %d: copies that run: %d of %d; logs in %s\n", st.PID, st.Running, st.Slots, st.Dir)
 		for _, h := range st.Hosts {
 			if h.Booting {
 				fmt.Fprintf(out, "  %s  boots\n", h.Config)
 				continue
 			}
-			fmt.Fprintf(out, "  %s  up, booted in %.0f s, %d copies so far\n", h.Config, h.Boot, h.Copies)
+			fmt.Fprintf(out, "  %s  up, booted in %.0f s, copies so far: %d\n", h.Config, h.Boot, h.Copies)
 		}
 		return nil
 	}}

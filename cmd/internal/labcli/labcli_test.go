@@ -76,7 +76,7 @@ func TestStatus(t *testing.T) {
 	}
 	serveStatus(t, lab.Status{PID: 7, Dir: "/logs", Running: 1, Slots: 2, Hosts: []lab.HostStatus{{Dir: "/logs/1", Boot: 55.5, Copies: 3}, {Config: lab.Config{Xen: "4.14"}, Booting: true}}})
 	out, err := run(false, "status")
-	for _, want := range []string{"process 7: 1 of 2 copies run; logs in /logs", "xen4.20-linux6.12-1cpu-1vcpu  up, booted in 56 s, 3 copies so far", "xen4.14-linux6.12-1cpu-1vcpu  boots"} {
+	for _, want := range []string{"process 7: copies that run: 1 of 2; logs in /logs", "xen4.20-linux6.12-1cpu-1vcpu  up, booted in 56 s, copies so far: 3", "xen4.14-linux6.12-1cpu-1vcpu  boots"} {
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("%q, %v", out, err)
 		}
