@@ -9,7 +9,7 @@ export CGO_ENABLED ?= 0
 LAB_TESTS := ./test/lab/... ./test/xen/...
 UNIT_TESTS = $(shell $(GO) list ./... | grep -v -e /test/lab -e /test/xen)
 FUZZ_TIME ?= 5s
-VERSION := $(shell git describe --tags --always --dirty 2> /dev/null || echo unknown)
+VERSION := $(shell git describe --tags --always --dirty 2> /dev/null)
 LDFLAGS := -s -w -X github.com/hprobe/hprobe/cmd/internal/version.version=$(VERSION)
 # A skipped test is a hole: in CI only those that need libvmi.so may skip.
 REPORT = $(GO) run ./test/report $(if $(CI),-strict)
