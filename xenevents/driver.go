@@ -194,7 +194,8 @@ type Views interface {
 	RevertGFN(v View, gfn GFN) error
 	// SetAccess sets the access rights of gfn in view v. On an entry that the
 	// view has not yet it also fills it, and where view 0 maps a superpage,
-	// all of the superpage.
+	// all of the superpage. For a gfn that view 0 does not map it fails with
+	// ErrAbsent, or does nothing: Xen since 4.15 keeps that to itself.
 	SetAccess(v View, gfn GFN, a Access) error
 }
 

@@ -102,6 +102,11 @@ func (e *Events) mapRing() error {
 	d := e.dom
 	for _, populate := range []bool{false, true} {
 		if populate {
+			// The page is absent: an earlier monitor hid it, or one of today
+			// has it. Nothing may change in a domain with another monitor.
+			if _, err := d.enableRing(); errors.Is(err, xenevents.ErrMonitored) {
+				return err
+			}
 			if err := d.reservation(abi.MemoryPopulatePhysmap, e.ringGFN); err != nil {
 				return fmt.Errorf("give domain %d a page for the monitor ring: %w", d.id, err)
 			}
@@ -138,7 +143,7 @@ func (d *Domain) enableRing() (port uint32, err error) {
 	}, func(mem []byte) { port = le.Uint32(mem[abi.DomctlUnion+8:]) })
 	switch {
 	case errors.Is(err, sys.EBUSY):
-		return 0, fmt.Errorf("domain %d: %w: another program watches it, or one that died left it so (then: hprobe rescue, or restart the guest)", d.id, xenevents.ErrMonitored)
+		return 0, fmt.Errorf("domain %d: %w: another program watches it, or one that died left it so (then only a restart of the guest helps)", d.id, xenevents.ErrMonitored)
 	case err != nil:
 		return 0, fmt.Errorf("enable the monitor ring of domain %d: %w", d.id, err)
 	}
@@ -228,6 +233,13 @@ const maxVCPUs = 8192
 
 // TryNext takes what is in the ring.
 func (e *Events) TryNext(batch []xenevents.Event) (int, error) {
+	if e.closed { // the ring is not mapped any more
+		return 0, xenevents.ErrClosed
+	}
+	return e.take(batch)
+}
+
+func (e *Events) take(batch []xenevents.Event) (int, error) {
 	n := e.ring.waiting()
 	if n == 0 {
 		return 0, nil
@@ -252,12 +264,19 @@ func (e *Events) TryNext(batch []xenevents.Event) (int, error) {
 			copy(p.u[:], b[abi.EntryU:])
 		}
 		e.ring.consume()
+		if !ev.Paused {
+			// Nobody waits, but Xen gives a slot back for a response only.
+			e.ring.acknowledge(ev)
+		}
 	}
 	return int(n), nil
 }
 
 // Next waits for events: first it polls, then it sleeps on the event channel.
 func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error) {
+	if e.closed {
+		return 0, xenevents.ErrClosed
+	}
 	if err := e.Flush(); err != nil {
 		return 0, err
 	}
@@ -266,11 +285,9 @@ func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error)
 	}
 	for {
 		if e.ring.waiting() != 0 || e.pollRing() {
-			return e.TryNext(batch)
+			return e.take(batch)
 		}
 		switch {
-		case e.closed:
-			return 0, xenevents.ErrClosed
 		case ctx.Err() != nil:
 			return 0, ctx.Err()
 		case e.interrupted.Swap(false):
@@ -450,7 +467,7 @@ func (d *Domain) stepOff(v xenevents.VCPU) error {
 // answerAll lets every vCPU that waits for a reply run on.
 func (e *Events) answerAll() error {
 	var batch [abi.RingSlots]xenevents.Event
-	if _, err := e.TryNext(batch[:]); err != nil {
+	if _, err := e.take(batch[:]); err != nil {
 		return err
 	}
 	for v := range e.pending {
@@ -462,5 +479,5 @@ func (e *Events) answerAll() error {
 			}
 		}
 	}
-	return nil
+	return e.Flush()
 }

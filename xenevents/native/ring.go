@@ -172,6 +172,23 @@ func (r *ring) respond(v xenevents.VCPU, p *pending, reply *xenevents.Reply) {
 	}
 	le.PutUint32(b[abi.EntryFlags:], flags)
 	p.unsettled = reply.Emulate || reply.Regs != nil
+	r.push()
+}
+
+// acknowledge responds to a request whose vCPU does not wait. Xen counts a slot
+// as taken until a response was read, whatever is in it (ring.h,
+// RING_FREE_REQUESTS); without VM_EVENT_FLAG_VCPU_PAUSED it does nothing else.
+func (r *ring) acknowledge(e *xenevents.Event) {
+	b := r.slot(r.rspProd)
+	le.PutUint32(b[abi.EntryVersion:], r.version)
+	le.PutUint32(b[abi.EntryFlags:], 0)
+	le.PutUint32(b[abi.EntryReason:], uint32(e.Cookie))
+	le.PutUint32(b[abi.EntryVCPU:], uint32(e.VCPU))
+	r.push()
+}
+
+// push gives Xen the response that was just written.
+func (r *ring) push() {
 	r.rspProd++
 	sys.Store32(r.page[abi.RingRspProd:], r.rspProd)
 	r.unsent = true
