@@ -86,6 +86,8 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
 	case d.closed:
 		return nil, xenevents.ErrClosed
 	case g.check() != nil:
@@ -95,7 +97,7 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 	}
 	d.events = &Events{guest: g, wake: make(chan struct{}, 1)}
 	g.events = d.events
-	return d.events, ctx.Err()
+	return d.events, nil
 }
 
 // Subscribe asks for a class of events.

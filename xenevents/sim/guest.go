@@ -141,10 +141,16 @@ func (g *Guest) Balloon(gfn xenevents.GFN) {
 	g.drop(gfn)
 }
 
-// drop takes a frame out of the host map. Every view follows: see view.dropped.
+// drop takes a frame out of the host map, which splits its superpage. Every view
+// follows: see view.dropped.
 func (g *Guest) drop(gfn xenevents.GFN) {
 	g.mishap("a frame was freed")
 	delete(g.p2m, gfn)
+	for n := gfn &^ (superpage - 1); n <= gfn|(superpage-1); n++ {
+		if f := g.p2m[n]; f != nil {
+			f.super = false
+		}
+	}
 	for v, w := range g.views {
 		if v != xenevents.HostView {
 			w.dropped(gfn)

@@ -355,6 +355,24 @@ func TestSuperpage(t *testing.T) {
 	}
 }
 
+// TestSplitSuperpage: one that lacks a frame is none.
+func TestSplitSuperpage(t *testing.T) {
+	r := newRig(t, Config{})
+	e := r.attach(xenevents.KindInt3)
+	view, _ := r.shadowed()
+	r.must(r.dom.RevertGFN(view, r.data))
+	gone := r.guest.Frame()
+	r.guest.Balloon(gone)
+	r.must(r.dom.SetAccess(view, r.data, xenevents.AccessX))
+	if err := r.dom.SetAccess(view, gone, xenevents.AccessX); !errors.Is(err, xenevents.ErrAbsent) {
+		t.Errorf("a frame that is gone: %v", err)
+	}
+	r.cpu.Run(Call(codeAt))
+	if n, _ := e.TryNext(make([]xenevents.Event, 8)); n != 1 {
+		t.Error("the neighbour is lost")
+	}
+}
+
 func TestUnsettled(t *testing.T) {
 	r := newRig(t, Config{})
 	e := r.attach(xenevents.KindInt3)
@@ -419,6 +437,19 @@ func TestLeaksSeesAll(t *testing.T) {
 		t.Errorf("%d leaks: %q", len(l), l)
 	}
 	r.must(r.dom.Close())
+	if l := r.guest.Leaks(); l != nil {
+		t.Error(l)
+	}
+}
+
+// TestAttachTooLate: what fails leaves no ring behind.
+func TestAttachTooLate(t *testing.T) {
+	r := newRig(t, Config{})
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if e, err := r.dom.Attach(ctx); e != nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, %v", e, err)
+	}
 	if l := r.guest.Leaks(); l != nil {
 		t.Error(l)
 	}
