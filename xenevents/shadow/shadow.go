@@ -39,6 +39,7 @@ type Set struct {
 	all    map[xenevents.GPA]*Patch // of all pages: one look-up at a hit
 	spares []xenevents.GFN          // of pages that are gone, for those to come
 	max    xenevents.GFN            // the highest frame that the guest had when the view was made
+	holes  bool                     // the view may lack entries
 	open   bool
 }
 
@@ -77,8 +78,11 @@ func Open(dom Domain) (*Set, error) {
 }
 
 // superpage is how many frames one SetAccess fills where the host map has a
-// 2 MiB page, as it has nearly everywhere.
-const superpage = 512
+// 2 MiB page, as it has nearly everywhere; hugepage, where it has one of 1 GiB.
+const (
+	superpage = 512
+	hugepage  = superpage * superpage
+)
 
 // enter makes the view and switches the domain to it. It fills the view before:
 // an entry that a guest misses costs it an EPT violation. The guest runs on in
@@ -151,15 +155,42 @@ func (s *Set) addPage(pg *page) (err error) {
 	if err = s.refresh(pg); err != nil {
 		return err
 	}
+	if err = s.fill(pg.gfn); err != nil {
+		return err
+	}
 	if err = s.dom.RemapGFN(s.view, pg.gfn, pg.shadow); err != nil {
 		return err
 	}
 	if err = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX); err != nil {
 		// Not settled, perhaps, but what the guest writes to a copy is lost.
+		s.holes = true
 		return errors.Join(err, s.dom.RevertGFN(s.view, pg.gfn))
 	}
 	s.pages[pg.gfn] = pg
 	return nil
+}
+
+// fill gives the view its entry of gfn, before that is changed. Where the view
+// lacks it Xen copies the host map's whole superpage, over the other copies there
+// (altp2m_get_effective_entry): they are hidden anew.
+func (s *Set) fill(gfn xenevents.GFN) error {
+	if !s.holes {
+		return nil
+	}
+	err := s.dom.SetAccess(s.view, gfn, xenevents.AccessRWX)
+	for _, pg := range s.pages {
+		if pg.gfn/hugepage != gfn/hugepage {
+			continue
+		}
+		e := s.dom.RemapGFN(s.view, pg.gfn, pg.shadow)
+		if e == nil {
+			e = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX)
+		}
+		if !errors.Is(e, xenevents.ErrAbsent) { // given back by the guest
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 // spare returns a frame for a copy.
@@ -214,8 +245,10 @@ func (s *Set) Reclaim() error {
 		if len(pg.patches) > 0 {
 			continue
 		}
-		// The entry first: while it shows the copy, the copy must be there.
-		if err := s.dom.RevertGFN(s.view, gfn); err != nil {
+		// The entry first: while it shows the copy, the copy must be there. A
+		// frame that the guest gave back has none.
+		s.holes = true
+		if err := s.dom.RevertGFN(s.view, gfn); err != nil && !errors.Is(err, xenevents.ErrAbsent) {
 			return err
 		}
 		delete(s.pages, gfn)
