@@ -171,7 +171,7 @@ func (s *server) AddStopgap(ctx context.Context, r *controlapi.AddStopgapRequest
 // stopgapOf makes the detector that a request describes: a known rule, changed
 // where the request says so, or a new one.
 func stopgapOf(r *controlapi.AddStopgapRequest) (*stopgap.Detector, error) {
-	rule := stopgap.Rule{Name: r.GetName(), Title: r.GetName(), At: r.GetAt()}
+	rule := stopgap.Rule{Name: r.GetName(), At: r.GetAt()}
 	var err error
 	switch {
 	case r.GetAt() == "" && r.GetLength() == "":

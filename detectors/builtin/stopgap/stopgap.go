@@ -19,7 +19,7 @@ import (
 // Rule says what an attempt is.
 type Rule struct {
 	Name  string // "vmsplice"
-	Title string // for people: "vmsplice() with a huge iovec (CVE-2008-0600)"
+	Title string // for people: "vmsplice() with a huge iovec (CVE-2008-0600)"; "": New makes one
 	At    string // the function, as in detectors.ProbeSpec
 	// Limit is the least length that is an attempt, in bytes.
 	Limit uint64
@@ -49,6 +49,9 @@ func New(rule Rule, fix bool) (*Detector, error) {
 		return nil, fmt.Errorf("stopgap %q: no errno is %d", rule.Name, int(rule.Errno))
 	case rule.lengths == nil && rule.Length == nil:
 		return nil, fmt.Errorf("stopgap %q: say where the length is", rule.Name)
+	}
+	if rule.Title == "" {
+		rule.Title = rule.At + "() with too large a length"
 	}
 	return &Detector{rule: rule, fix: fix}, nil
 }

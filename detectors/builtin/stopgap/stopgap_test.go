@@ -226,12 +226,15 @@ func TestARuleOfOnesOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(Rule{Name: "vuln", Title: "vuln", At: "vuln!vuln_copy", Limit: 0x1001, Errno: EINVAL, Length: length}, true)
+	d, err := New(Rule{Name: "vuln", At: "vuln!vuln_copy", Limit: 0x1001, Errno: EINVAL, Length: length}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if p := d.Probes(); len(p) != 1 || p[0].At != "vuln!vuln_copy" || p[0].Name != "stopgap/vuln" || d.Name() != "stopgap/vuln" || !d.Fix() {
 		t.Errorf("%+v", p)
+	}
+	if got := d.Rule().Title; got != "vuln!vuln_copy() with too large a length" {
+		t.Errorf("it is called %q", got)
 	}
 	for n, deny := range map[uint64]bool{0: false, 0x1000: false, 0x1001: true, 1 << 63: true} {
 		out := d.handle(&call{args: []uint64{0x100}, words: map[xenevents.GVA]uint64{0x108: n}})
