@@ -33,7 +33,8 @@ const (
 )
 
 const exitHelp = `Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such domain, symbol or probe,
-4 this host or guest can't do that (see hprobe doctor), 5 no hprobed answers.
+4 this host or guest can't do that (see hprobe doctor), 5 no hprobed answers,
+or it ended in the middle.
 hprobe lab exec and hprobe lab guest end with the status of the command they ran.`
 
 // app is what all commands share.

@@ -265,6 +265,9 @@ func TestExitStatusAndMessage(t *testing.T) {
 		}
 		harmless(t, args, errs)
 	}
+	if _, out, _ := run("--help"); !strings.Contains(out, exitHelp) {
+		t.Errorf("%q has no exit statuses", out)
+	}
 	for _, args := range []string{"", "probe", "--help", "probe add --help", "--version", "help stopgap"} {
 		code, out, errs := run(strings.Fields(args)...)
 		if code != 0 || errs != "" || !strings.Contains(out, "hprobe") {

@@ -28,7 +28,8 @@ in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointe
 
 hprobed looks when the function is entered. A program that changes a length in its
 own memory after that, from another thread, gets past; and a call whose length is
-in memory that is not there at the moment runs, and is reported.`,
+in memory that is not there at the moment runs, and is reported. An attempt whose
+return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {

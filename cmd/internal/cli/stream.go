@@ -20,7 +20,7 @@ func (a *app) trace() *cobra.Command {
 	var count uint
 	cmd := &cobra.Command{
 		Use: "trace [ID]", Short: "Show the hits of probes, live", Args: cobra.MaximumNArgs(1),
-		Long: "trace shows each hit of the probes that were added with hprobe probe add (or of\none of them): when, in which guest, which process, and the function's arguments.\nIt ends with Ctrl-C, or after -n hits.",
+		Long: "trace shows each hit of the probes that were added with hprobe probe add (or of\none of them): when, in which guest, which process, and the function's arguments.\nIt ends with Ctrl-C, after -n hits, or with hprobed (exit status 5).",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				req.Id = args[0]
@@ -52,7 +52,7 @@ func (a *app) findings() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVarP(&req.Domain, "domain", "d", "", "only of this guest")
 	f.Uint32Var(&req.Last, "last", 0, "of those that there are, only the last so many")
-	f.BoolVarP(&req.Follow, "follow", "f", false, "and those to come, until Ctrl-C")
+	f.BoolVarP(&req.Follow, "follow", "f", false, "and those to come, until Ctrl-C or hprobed's end")
 	f.UintVarP(&count, "count", "n", 0, "end after so many findings")
 	return cmd
 }
