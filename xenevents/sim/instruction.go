@@ -3,7 +3,6 @@ package sim
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"golang.org/x/arch/x86/x86asm"
@@ -49,8 +48,8 @@ func (v *VCPU) code() ([]byte, error) {
 	if err := v.fetch(rip, code); err != nil {
 		return nil, err
 	}
-	if _, err := x86asm.Decode(code, 64); !errors.Is(err, x86asm.ErrTruncated) || int3Length(code) > 0 {
-		return code, nil
+	if x, err := x86asm.Decode(code, 64); err == nil && x.Op != 0 || len(code) == longestInsn || int3Length(code) > 0 {
+		return code, nil // whole: one that is cut off decodes as a prefix alone
 	}
 	rest := make([]byte, longestInsn-len(code))
 	if err := v.fetch(rip+xenevents.GVA(len(code)), rest); err != nil {

@@ -454,3 +454,31 @@ func TestAttachTooLate(t *testing.T) {
 		t.Error(l)
 	}
 }
+
+// TestAcrossPages: an instruction that goes on in another page, with and without
+// prefixes.
+func TestAcrossPages(t *testing.T) {
+	const end = codeAt + xenevents.PageSize
+	r := newRig(t, Config{})
+	s := &Space{guest: r.guest, root: xenevents.GPA(r.cpu.regs.CR3).GFN()}
+	s.Page(end, 0x89, 3, 4, 5, 0xc3)
+	for name, c := range map[string]struct {
+		code []byte // before the page's end
+		rax  uint64
+	}{
+		"mov eax,0x05040389": {[]byte{0xb8}, 0x05040389},
+		"mov rax,0x05040389": {[]byte{0x48, 0xc7, 0xc0}, 0x05040389},
+	} {
+		r.guest.Poke(r.code.GPA()+xenevents.GPA(xenevents.PageSize-len(c.code)), c.code)
+		r.cpu.Run(Call(end - xenevents.GVA(len(c.code))))
+		r.wait()
+		if got := r.cpu.Registers().RAX; got != c.rax {
+			t.Errorf("%s: %#x", name, got)
+		}
+	}
+	s.Unmap(end)
+	r.cpu.Run(Exec(end - 3))
+	if err := r.cpu.Wait(context.Background()); !errors.Is(err, xenevents.ErrNotMapped) {
+		t.Errorf("the rest is not mapped: %v", err)
+	}
+}
