@@ -160,7 +160,14 @@ const dataOffset = sys.PageSize
 
 // domainInfo asks for exactly one domain: Xen answers with the next one where
 // the asked one is not there.
+// firstReserved is the first number that no domain has but Xen gives a meaning
+// to (xen.h, DOMID_FIRST_RESERVED): some Xens answer EINVAL for these, not ESRCH.
+const firstReserved = 0x7ff0
+
 func (h *Host) domainInfo(id xenevents.DomainID) (info xenevents.DomainInfo, err error) {
+	if id >= firstReserved {
+		return info, fmt.Errorf("domain %d: %w", id, xenevents.ErrNoDomain)
+	}
 	err = h.domctlOn(id, abi.DomctlGetDomainInfo, nil, func(mem []byte) { info = decodeInfo(mem[abi.DomctlUnion:]) })
 	if err == nil && info.ID != id {
 		return info, fmt.Errorf("domain %d: %w", id, xenevents.ErrNoDomain)
