@@ -26,6 +26,9 @@ func decode(b []byte) (insn, error) {
 		return insn{length: len(endbr64), text: "endbr64", emulate: true}, nil
 	}
 	x, err := x86asm.Decode(b, 64)
+	if err == nil && x.Op == 0 { // a prefix alone: what comes behind it is cut off or unknown
+		err = x86asm.ErrUnrecognized
+	}
 	if err != nil {
 		return insn{}, fmt.Errorf("no instruction that hprobe knows: % x: %w", b[:min(len(b), shadow.MaxInsn)], err)
 	}
@@ -36,6 +39,12 @@ func decode(b []byte) (insn, error) {
 // those that functions begin with, each of which ran so in the lab on every
 // Xen (test/xen, TestStepOver). Anything else is stepped by the CPU itself.
 func emulated(x *x86asm.Inst) bool {
+	for _, p := range x.Prefix {
+		switch byte(p) {
+		case 0xf0, 0xf2, 0xf3: // lock, repne, rep: an invalid opcode, or something else
+			return false
+		}
+	}
 	switch x.Op {
 	case x86asm.NOP:
 		return true
@@ -45,7 +54,7 @@ func emulated(x *x86asm.Inst) bool {
 	case x86asm.MOV, x86asm.SUB, x86asm.ADD, x86asm.XOR, x86asm.AND, x86asm.OR, x86asm.CMP, x86asm.TEST:
 		return plain(x.Args[0]) && plain(x.Args[1])
 	case x86asm.LEA:
-		return true
+		return plain(x.Args[0])
 	}
 	return false
 }
