@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,6 +83,8 @@ type step struct {
 	active  bool
 	refresh bool // the page that it writes to must be copied to its shadow anew
 	gfn     xenevents.GFN
+	at      xenevents.GVA // where it writes, if that is known
+	atValid bool
 }
 
 type command struct {
@@ -128,17 +131,29 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 		return err
 	}
 	close(e.ready)
-	err = e.serve(ctx)
-	gone := errors.Is(err, xenevents.ErrDomainGone)
-	detachErr := e.detach()
-	switch {
-	case gone:
-		// What could not be undone went with the domain.
-		return err
-	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+	if err = e.serve(ctx); ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		err = nil
 	}
-	return errors.Join(err, detachErr)
+	detachErr := e.detach(e.gone(err))
+	all := errors.Join(err, detachErr)
+	switch {
+	case !e.gone(all):
+		return all
+	case errors.Is(err, xenevents.ErrDomainGone):
+		// What could not be undone went with the domain.
+		return err
+	}
+	return fmt.Errorf("%w: %w", xenevents.ErrDomainGone, cmp.Or(err, detachErr))
+}
+
+// gone says whether something failed because the domain ended. A call other than
+// Next may be the first to fail then, each in its own way.
+func (e *Engine) gone(err error) bool {
+	if err == nil || errors.Is(err, xenevents.ErrDomainGone) {
+		return err != nil
+	}
+	info, err := e.dom.Info(context.Background())
+	return errors.Is(err, xenevents.ErrNoDomain) || err == nil && (info.Dying || info.Shutdown)
 }
 
 // Ready is closed once the engine is attached and takes probes.
@@ -180,6 +195,9 @@ func (e *Engine) serve(ctx context.Context) error {
 			if err := e.batch(batch[:n]); err != nil {
 				return err
 			}
+		}
+		if ctx.Err() != nil { // Next does not look while there are events
+			return ctx.Err()
 		}
 		if len(e.commands) > 0 {
 			e.obey()
@@ -327,9 +345,11 @@ func (e *Engine) settled() (bool, error) {
 // hit before gets its answer while the guest runs. The rest is done with the
 // domain paused as a whole: a vCPU that ran between the end of the ring and that
 // of the view could hit an int3 which nobody answers.
-func (e *Engine) detach() error {
+func (e *Engine) detach(gone bool) error {
 	err := e.set.Leave()
-	e.drain()
+	if !gone { // its vCPUs run no more
+		e.drain()
+	}
 	clear(e.probes)
 	return errors.Join(err, xenevents.WithPaused(e.dom, func() error {
 		return errors.Join(e.events.Close(), e.set.Close())
@@ -343,8 +363,14 @@ func (e *Engine) drain() {
 	defer cancel()
 	for ctx.Err() == nil {
 		quiet, stop := context.WithTimeout(ctx, drainQuiet)
-		n := e.drainOnce(quiet)
+		n, err := e.drainOnce(quiet)
 		stop()
+		switch {
+		case errors.Is(err, xenevents.ErrInterrupted): // by a command that comes too late
+			continue
+		case err != nil && !errors.Is(err, context.DeadlineExceeded): // the domain is gone
+			return
+		}
 		if n > 0 || slices.ContainsFunc(e.steps, func(s step) bool { return s.active }) {
 			continue
 		}
@@ -356,18 +382,15 @@ func (e *Engine) drain() {
 	e.log.Warn("a vCPU is still busy with an event at detach: it goes on without it")
 }
 
-func (e *Engine) drainOnce(ctx context.Context) int {
+func (e *Engine) drainOnce(ctx context.Context) (int, error) {
 	var batch [batchSize]xenevents.Event
 	n, err := e.events.Next(ctx, batch[:])
-	if err != nil {
-		return 0
-	}
 	for i := range n {
 		if err := e.release(&batch[i]); err != nil {
 			e.log.Error("release a vCPU", "vcpu", batch[i].VCPU, "err", err)
 		}
 	}
-	return n
+	return n, err
 }
 
 // release lets a vCPU run on in view 0, without probes.

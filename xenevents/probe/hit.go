@@ -45,7 +45,15 @@ func (e *Engine) int3(ev *xenevents.Event) error {
 // instruction there.
 func (e *Engine) prefixed(ev *xenevents.Event) bool {
 	for i := uint64(1); i < uint64(ev.InsnLen); i++ {
-		if _, ours := e.set.Find(ev.GFN, (ev.Regs.RIP+i)&xenevents.PageMask); ours {
+		at, gfn := xenevents.GVA(ev.Regs.RIP+i), ev.GFN
+		if at.Page() != xenevents.GVA(ev.Regs.RIP).Page() {
+			t, err := e.mem.Translate(xenevents.AddressSpaceOf(&ev.Regs), at)
+			if err != nil {
+				return false
+			}
+			gfn = t.GPA.GFN()
+		}
+		if _, ours := e.set.Find(gfn, at.Offset()); ours {
 			return true
 		}
 	}
@@ -102,7 +110,11 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 			v = Verdict{}
 		}
 	}()
-	return user.Decide(h)
+	v = user.Decide(h)
+	if v.Action > SetRegs || v.Action == SetRegs && v.Regs == nil {
+		panic("its verdict is none") // and must not keep others' from counting
+	}
+	return v
 }
 
 func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
@@ -167,7 +179,7 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 	}
 	e.stats.Writes++
 	s := e.stepOf(ev.VCPU)
-	*s = step{active: true, refresh: true, gfn: ev.GFN}
+	*s = step{active: true, refresh: true, gfn: ev.GFN, at: ev.GLA, atValid: ev.Fault&xenevents.FaultGLAValid != 0}
 	r := e.newReply()
 	r.Switch, r.View, r.Step = true, xenevents.HostView, xenevents.StepToggle
 	return e.reply(ev, r)
@@ -185,9 +197,24 @@ func (e *Engine) stepped(ev *xenevents.Event) error {
 	}
 	var err error
 	if was.refresh {
-		err = e.refresh(was.gfn)
+		err = e.follow(xenevents.AddressSpaceOf(&ev.Regs), &was)
 	}
 	return errors.Join(err, e.reply(ev, r))
+}
+
+// follow has the copies follow a write. It may have gone across the end of the
+// page that it was stopped at, into another that has a copy.
+func (e *Engine) follow(space xenevents.AddressSpace, s *step) error {
+	err := e.refresh(s.gfn)
+	if !s.atValid {
+		return err
+	}
+	for _, at := range [...]xenevents.GVA{s.at.Page() - 1, s.at.Page() + xenevents.PageSize} {
+		if t, e2 := e.mem.Translate(space, at); e2 == nil && e.set.Holds(t.GPA.GFN()) {
+			err = errors.Join(err, e.refresh(t.GPA.GFN()))
+		}
+	}
+	return err
 }
 
 func (e *Engine) refresh(gfn xenevents.GFN) error {
@@ -196,6 +223,10 @@ func (e *Engine) refresh(gfn xenevents.GFN) error {
 		for _, user := range hidden.Owner.(*patch).users {
 			e.log.Warn("the guest wrote over a probed instruction", "probe", user.Name, "at", user.At, "displaced", hidden.Displaced)
 		}
+	}
+	if errors.Is(err, xenevents.ErrAbsent) {
+		e.log.Warn("the guest gave a probed page back", "gfn", gfn)
+		return nil
 	}
 	return err
 }
