@@ -36,6 +36,7 @@ type Set struct {
 	dom    Domain
 	view   xenevents.View
 	pages  map[xenevents.GFN]*page
+	unused int                      // of them, those without patches: Idle is asked at each event
 	all    map[xenevents.GPA]*Patch // of all pages: one look-up at a hit
 	spares []xenevents.GFN          // of pages that are gone, for those to come
 	max    xenevents.GFN            // the highest frame that the guest had when the view was made
@@ -128,6 +129,9 @@ func (s *Set) Insert(at xenevents.GPA, original [MaxInsn]byte, length int) (*Pat
 		if err := s.poke(pg, p, Int3); err != nil {
 			return nil, err
 		}
+		if len(pg.patches) == 0 {
+			s.unused--
+		}
 		pg.patches[uint16(at.Offset())] = p
 		s.all[at] = p
 		return p, nil
@@ -213,6 +217,9 @@ func (s *Set) Remove(p *Patch) error {
 	}
 	delete(pg.patches, uint16(p.At.Offset()))
 	delete(s.all, p.At)
+	if len(pg.patches) == 0 {
+		s.unused++
+	}
 	if p.Displaced {
 		return nil
 	}
@@ -221,15 +228,7 @@ func (s *Set) Remove(p *Patch) error {
 
 // Idle says whether Reclaim has something to do.
 func (s *Set) Idle() bool {
-	if len(s.pages) == 0 && len(s.spares) > 0 {
-		return true
-	}
-	for _, pg := range s.pages {
-		if len(pg.patches) == 0 {
-			return true
-		}
-	}
-	return false
+	return s.unused > 0 || len(s.pages) == 0 && len(s.spares) > 0
 }
 
 // Reclaim takes away the copies of pages without patches, and with the last copy
@@ -252,6 +251,7 @@ func (s *Set) Reclaim() error {
 			return err
 		}
 		delete(s.pages, gfn)
+		s.unused--
 		s.spares = append(s.spares, pg.shadow)
 	}
 	if len(s.pages) > 0 {
@@ -351,6 +351,7 @@ func (s *Set) Close() error {
 	}
 	errs = append(errs, s.freeSpares())
 	clear(s.pages)
+	s.unused = 0
 	clear(s.all)
 	return errors.Join(errs...)
 }

@@ -421,8 +421,8 @@ func TestRemove(t *testing.T) {
 	// Of the same copy, which still follows.
 	r.run(sim.Write(codeAt+valueAt, 8))
 	again := r.insert(0, movAt, 5)
-	if r.frames() != 1 {
-		t.Errorf("%d spare frames", r.frames())
+	if r.frames() != 1 || r.set.Idle() {
+		t.Errorf("%d spare frames, idle %v", r.frames(), r.set.Idle())
 	}
 	r.mustCall(0, 8, again)
 	if err := r.set.Remove(p); err == nil {
