@@ -58,6 +58,9 @@ func (e *Engine) patchAt(r Request, at xenevents.GPA) (*patch, error) {
 	if original[0] == shadow.Int3 {
 		return nil, fmt.Errorf("at %v: the guest has an int3 of its own there (kprobes, ftrace or a debugger)", r.At)
 	}
+	if at.Offset()+uint64(in.length) > xenevents.PageSize {
+		in.emulate = false // what is in the next page may change, and nobody would see
+	}
 	step, err := e.chooseStep(r.Step, in)
 	if err != nil {
 		return nil, fmt.Errorf("at %v: %w", r.At, err)

@@ -94,10 +94,10 @@ func stepOver(t *testing.T, code []byte, emulate bool, step probe.StepOver) {
 }
 
 // TestAcrossPages: the instruction goes on in a page that is no neighbour in
-// memory.
+// memory, and that the guest may change without being seen.
 func TestAcrossPages(t *testing.T) {
 	const at = codeAt + xenevents.PageSize - 3
-	for _, step := range []probe.StepOver{probe.Emulate, probe.FastStep, probe.SingleStep} {
+	for _, step := range []probe.StepOver{probe.Auto, probe.FastStep, probe.SingleStep} {
 		r := newRig(t, sim.Config{})
 		r.poke(at, 0xb8, 1, 2, 3, 4, 0xc3) // mov eax,0x04030201; ret
 		id, err := r.try(at, step, nil)
@@ -105,8 +105,15 @@ func TestAcrossPages(t *testing.T) {
 		if got := r.call(at); got != 0x04030201 {
 			t.Errorf("%v: %#x", step, got)
 		}
-		if s := r.status(id); s.Hits != 1 || r.stats().Shadows != 1 {
+		r.run(0, sim.Write(at+3, 5))
+		if got := r.call(at); got != 0x04050201 {
+			t.Errorf("%v: %#x after a write", step, got)
+		}
+		if s := r.status(id); s.Hits != 2 || r.stats().Shadows != 1 || r.stats().Writes != 0 {
 			t.Errorf("%+v", s)
+		}
+		if _, err := r.try(at, probe.Emulate, nil); err == nil {
+			t.Error("it is emulated")
 		}
 	}
 }
