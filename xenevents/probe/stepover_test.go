@@ -100,6 +100,9 @@ func TestAcrossPages(t *testing.T) {
 	for _, step := range []probe.StepOver{probe.Auto, probe.FastStep, probe.SingleStep} {
 		r := newRig(t, sim.Config{})
 		r.poke(at, 0xb8, 1, 2, 3, 4, 0xc3) // mov eax,0x04030201; ret
+		if _, err := r.try(at, probe.Emulate, nil); err == nil {
+			t.Error("it is emulated")
+		}
 		id, err := r.try(at, step, nil)
 		r.must(err)
 		if got := r.call(at); got != 0x04030201 {
@@ -111,9 +114,6 @@ func TestAcrossPages(t *testing.T) {
 		}
 		if s := r.status(id); s.Hits != 2 || r.stats().Shadows != 1 || r.stats().Writes != 0 {
 			t.Errorf("%+v", s)
-		}
-		if _, err := r.try(at, probe.Emulate, nil); err == nil {
-			t.Error("it is emulated")
 		}
 	}
 }
