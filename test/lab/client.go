@@ -41,15 +41,16 @@ type Options struct {
 // Host is a copy of a host that belongs to the caller, who closes it. Commands
 // run one at a time: a second call waits for the first.
 type Host struct {
-	Config Config
-	Guest  *Guest
-	dir    string
-	keep   bool
-	conn   net.Conn
-	r      *bufio.Reader
-	line   chan struct{} // a token: who may use the connection
-	broken error
-	once   sync.Once
+	Config  Config
+	Guest   *Guest
+	dir     string
+	keep    bool
+	profile string
+	conn    net.Conn
+	r       *bufio.Reader
+	line    chan struct{} // a token: who may use the connection
+	broken  error
+	once    sync.Once
 }
 
 // Guest is the guest of a Host.
@@ -79,7 +80,7 @@ func Open(ctx context.Context, cfg Config, o Options, files ...File) (_ *Host, e
 		return nil, err
 	}
 	if o.Profile != "" {
-		payloads["PROFILE"] = o.Profile
+		payloads["PROFILE"], h.profile = o.Profile, o.Profile
 	}
 	if h.conn, h.r, err = dial(ctx, request{Do: "copy", Config: cfg, Payloads: payloads, Serial: h.SerialLog()}, o.Progress, nil); err != nil {
 		return nil, err
@@ -207,12 +208,41 @@ func (h *Host) Close() error {
 			if errors.Is(err, net.ErrClosed) {
 				err = nil
 			}
+			if h.profile != "" {
+				err = errors.Join(err, unused(h.profile))
+			}
 		}
 		if !h.keep {
 			err = errors.Join(err, os.RemoveAll(h.dir))
 		}
 	})
 	return err
+}
+
+// unused waits until no process has the file open: a copy's emulator writes its
+// last samples when it sees that its owner is gone, which it looks for now and then.
+func unused(file string) error {
+	for range 400 {
+		if open, err := InUse(file); err != nil || !open {
+			return err
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	return fmt.Errorf("the emulator still writes %s", file)
+}
+
+// InUse says whether a process of this machine has the file open.
+func InUse(file string) (bool, error) {
+	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return false, err
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && to == file {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // Up boots a host, unless it is up.

@@ -3,8 +3,6 @@ package lab_test
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -60,7 +58,7 @@ func TestCopyEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	serial := h.SerialLog()
-	if !holders(t, serial) {
+	if !inUse(t, serial) {
 		t.Error("no emulator writes the serial log of a copy that lives")
 	}
 	short, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
@@ -72,7 +70,7 @@ func TestCopyEnds(t *testing.T) {
 		t.Error(err)
 	}
 	for range 200 { // generous: a copy looks at its connection now and then
-		if !holders(t, serial) {
+		if !inUse(t, serial) {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -80,19 +78,13 @@ func TestCopyEnds(t *testing.T) {
 	t.Error("the copy's emulator lives on")
 }
 
-// holders says whether a process has the file open.
-func holders(t *testing.T, file string) bool {
+func inUse(t *testing.T, file string) bool {
 	t.Helper()
-	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	open, err := lab.InUse(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, fd := range fds {
-		if to, err := os.Readlink(fd); err == nil && to == file {
-			return true
-		}
-	}
-	return false
+	return open
 }
 
 // TestKASLR: a guest that GRUB boots has its kernel elsewhere than it was linked

@@ -128,7 +128,7 @@ func nextContext(ctx context.Context, o *open) error {
 	began := time.Now()
 	_, err = e.Next(during, batch)
 	if took := time.Since(began); took > late {
-		return fmt.Errorf("Next ended after %v", took)
+		return fmt.Errorf("a context that ends during Next: it took %v to see", took)
 	}
 	return must(err, context.Canceled, "a context that ends during Next")
 }

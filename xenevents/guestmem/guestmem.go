@@ -16,16 +16,26 @@ type Memory interface {
 	WriteGPA(p []byte, at xenevents.GPA) (int, error)
 }
 
+// Loader is a Memory that reads one word without a detour: a hit walks four
+// levels of tables for each argument. at is a multiple of 8.
+type Loader interface {
+	Load64(at xenevents.GPA) (uint64, error)
+}
+
 // Reader reads a guest's virtual memory. It belongs to one goroutine. It keeps
 // no translation between calls: the guest may change its tables at any time.
 type Reader struct {
-	mem   Memory
-	entry [8]byte // of a page table; here, as value is, so that nothing is allocated
-	value [8]byte
+	mem    Memory
+	loader Loader  // nil: mem is none
+	entry  [8]byte // of a page table; here, as value is, so that nothing is allocated
+	value  [8]byte
 }
 
 // NewReader reads through mem.
-func NewReader(mem Memory) *Reader { return &Reader{mem: mem} }
+func NewReader(mem Memory) *Reader {
+	loader, _ := mem.(Loader)
+	return &Reader{mem: mem, loader: loader}
+}
 
 // Translation is where a guest virtual address is.
 type Translation struct {
@@ -68,55 +78,62 @@ const (
 )
 
 // Translate walks the guest's tables for one address.
-func (r *Reader) Translate(space xenevents.AddressSpace, at xenevents.GVA) (Translation, error) {
-	switch space.Mode {
-	case xenevents.PagingNone:
-		return Translation{GPA: xenevents.GPA(at), PageSize: xenevents.PageSize, Writable: true, User: true}, nil
-	case xenevents.Paging4Level, xenevents.Paging5Level:
-		return r.walk64(space, at)
-	case xenevents.PagingPAE:
-		return r.walkPAE(space, at)
-	case xenevents.PagingLegacy:
-		return r.walk32(space, at)
-	}
-	return Translation{}, &xenevents.UnsupportedError{Feature: space.Mode.String() + " paging"}
+func (r *Reader) Translate(space xenevents.AddressSpace, at xenevents.GVA) (t Translation, err error) {
+	err = r.walk(space, at, &t)
+	return t, err
 }
 
-func (r *Reader) walk64(space xenevents.AddressSpace, at xenevents.GVA) (Translation, error) {
-	levels := 4
-	if space.Mode == xenevents.Paging5Level {
-		levels = 5
+// walk is Translate into a zeroed t: a hit does it for each argument, and a
+// Translation is long.
+func (r *Reader) walk(space xenevents.AddressSpace, at xenevents.GVA, t *Translation) error {
+	switch space.Mode {
+	case xenevents.PagingNone:
+		*t = Translation{GPA: xenevents.GPA(at), PageSize: xenevents.PageSize, Writable: true, User: true}
+		return nil
+	case xenevents.Paging4Level:
+		return r.walk64(space, at, 4, t)
+	case xenevents.Paging5Level:
+		return r.walk64(space, at, 5, t)
+	case xenevents.PagingPAE:
+		return r.walkPAE(space, at, t)
+	case xenevents.PagingLegacy:
+		return r.walk32(space, at, t)
 	}
+	return &xenevents.UnsupportedError{Feature: space.Mode.String() + " paging"}
+}
+
+func (r *Reader) walk64(space xenevents.AddressSpace, at xenevents.GVA, levels int, t *Translation) error {
 	if top := int64(at) >> (11 + 9*levels); top != 0 && top != -1 {
-		return Translation{}, &NotMappedError{Space: space, At: at}
+		return &NotMappedError{Space: space, At: at}
 	}
-	return r.walkEntries(space, at, space.Root, levels)
+	return r.walkEntries(space, at, levels, t)
 }
 
 // walkPAE takes the four top entries from memory; the CPU keeps them in
 // registers, and reloads them when CR3 is written.
-func (r *Reader) walkPAE(space xenevents.AddressSpace, at xenevents.GVA) (Translation, error) {
+func (r *Reader) walkPAE(space xenevents.AddressSpace, at xenevents.GVA, t *Translation) error {
 	if at>>32 != 0 {
-		return Translation{}, &NotMappedError{Space: space, At: at}
+		return &NotMappedError{Space: space, At: at}
 	}
-	return r.walkEntries(space, at, space.Root, 3)
+	return r.walkEntries(space, at, 3, t)
 }
 
-func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, table xenevents.GPA, levels int) (Translation, error) {
-	t := Translation{Writable: true, User: true, Levels: levels}
+func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, levels int, t *Translation) error {
+	table := space.Root
+	t.Writable, t.User, t.Levels = true, true, levels
 	for level := levels; level >= 1; level-- {
 		shift := 12 + 9*(level-1)
 		from := table + xenevents.GPA(uint64(at)>>shift&511*8)
 		t.Entries[levels-level] = from
 		e, err := r.read64(from)
 		if err != nil {
-			return t, fmt.Errorf("level %d table of %v: %w", level, at, err)
+			return fmt.Errorf("level %d table of %v: %w", level, at, err)
 		}
 		if e&present == 0 {
-			return t, &NotMappedError{Space: space, At: at, Level: level, Entry: e}
+			return &NotMappedError{Space: space, At: at, Level: level, Entry: e}
 		}
 		if level > 3 && e&large != 0 { // reserved: a CPU faults
-			return t, &NotMappedError{Space: space, At: at, Level: level, Entry: e}
+			return &NotMappedError{Space: space, At: at, Level: level, Entry: e}
 		}
 		if top := space.Mode == xenevents.PagingPAE && level == 3; !top { // those have no such bits
 			t.Writable = t.Writable && e&writable != 0
@@ -127,7 +144,7 @@ func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, tab
 				t.Levels = levels - level + 1
 				mask := xenevents.GPA(t.PageSize - 1)
 				t.GPA = xenevents.GPA(e&addrMask)&^mask | xenevents.GPA(at)&mask
-				return t, nil
+				return nil
 			}
 		}
 		table = xenevents.GPA(e & addrMask)
@@ -135,10 +152,10 @@ func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, tab
 	panic("unreachable: level 1 returns")
 }
 
-func (r *Reader) walk32(space xenevents.AddressSpace, at xenevents.GVA) (Translation, error) {
-	t := Translation{Writable: true, User: true}
+func (r *Reader) walk32(space xenevents.AddressSpace, at xenevents.GVA, t *Translation) error {
+	t.Writable, t.User = true, true
 	if at>>32 != 0 {
-		return t, &NotMappedError{Space: space, At: at}
+		return &NotMappedError{Space: space, At: at}
 	}
 	table := space.Root
 	for level := 2; level >= 1; level-- {
@@ -148,26 +165,29 @@ func (r *Reader) walk32(space xenevents.AddressSpace, at xenevents.GVA) (Transla
 		t.Levels++
 		e, err := r.read32(from)
 		if err != nil {
-			return t, fmt.Errorf("level %d table of %v: %w", level, at, err)
+			return fmt.Errorf("level %d table of %v: %w", level, at, err)
 		}
 		if e&present == 0 {
-			return t, &NotMappedError{Space: space, At: at, Level: level, Entry: uint64(e)}
+			return &NotMappedError{Space: space, At: at, Level: level, Entry: uint64(e)}
 		}
 		t.Writable = t.Writable && e&writable != 0
 		t.User = t.User && e&user != 0
 		if level == 2 && e&large != 0 { // PSE-36: bits 13 to 20 are 32 to 39 of the address
 			t.PageSize = 4 << 20
 			t.GPA = xenevents.GPA(e&0xffc00000) | xenevents.GPA(e>>13&0xff)<<32 | xenevents.GPA(at&(4<<20-1))
-			return t, nil
+			return nil
 		}
 		table = xenevents.GPA(e &^ 0xfff)
 	}
 	t.PageSize = xenevents.PageSize
 	t.GPA = table | xenevents.GPA(at.Offset())
-	return t, nil
+	return nil
 }
 
 func (r *Reader) read64(at xenevents.GPA) (uint64, error) {
+	if r.loader != nil && at%8 == 0 { // else the guest's root is odd
+		return r.loader.Load64(at)
+	}
 	if _, err := r.mem.ReadGPA(r.entry[:], at); err != nil {
 		return 0, err
 	}
@@ -219,6 +239,17 @@ func (r *Reader) each(space xenevents.AddressSpace, p []byte, at xenevents.GVA, 
 
 // ReadUint64 reads 8 bytes.
 func (r *Reader) ReadUint64(space xenevents.AddressSpace, at xenevents.GVA) (uint64, error) {
+	if r.loader != nil && at%8 == 0 {
+		var t Translation
+		if err := r.walk(space, at, &t); err != nil {
+			return 0, err
+		}
+		v, err := r.loader.Load64(t.GPA)
+		if err != nil {
+			return 0, fmt.Errorf("%v in address space %v: %w", at, space, err)
+		}
+		return v, nil
+	}
 	if _, err := r.ReadGVA(space, r.value[:], at); err != nil {
 		return 0, err
 	}

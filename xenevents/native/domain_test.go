@@ -97,10 +97,15 @@ func TestHasOption(t *testing.T) {
 	}
 }
 
-func TestPollFor(t *testing.T) {
-	of := func(o Options) int64 { return int64((&Domain{host: &Host{opts: o}}).pollFor()) }
-	if of(Options{PollFor: -1}) != 0 || of(Options{PollFor: 5}) != 5 {
-		t.Errorf("%d, %d", of(Options{PollFor: -1}), of(Options{PollFor: 5}))
+func TestPoll(t *testing.T) {
+	for _, c := range []struct {
+		poll int64
+		cpus uint32
+		want uint64
+	}{{0, 1, 0}, {0, 2, 100_000}, {-1, 2, 0}, {5, 1, 5}, {1 << 62, 2, maxPoll}} {
+		if got := (&Options{Poll: c.poll}).poll(c.cpus); got != c.want {
+			t.Errorf("%+v: %d", c, got)
+		}
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +26,8 @@ type Events struct {
 	interrupted atomic.Bool
 	ctx         context.Context // the last one that Next saw, and what unhooks it
 	unhook      func() bool
-	poll        time.Duration
+	poll        uint64        // TSC cycles
+	bell        *sys.Doorbell // nil: the guest has a CPU of its own
 	closed      bool
 }
 
@@ -50,7 +50,7 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 	layout, _ := abi.RingLayout(d.host.ver.VMEvent) // known, or Open had failed
 	e := &Events{
 		dom: d, subs: map[xenevents.Subscription]bool{}, pending: make([]pending, info.MaxVCPU+1),
-		ring: ring{layout: layout, version: d.host.ver.VMEvent}, poll: d.pollFor(),
+		ring: ring{layout: layout, version: d.host.ver.VMEvent}, poll: d.host.opts.poll(d.host.cpus),
 	}
 	err = xenevents.WithPaused(d, e.open)
 	if err != nil {
@@ -60,15 +60,17 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 	return e, ctx.Err()
 }
 
-func (d *Domain) pollFor() time.Duration {
-	switch p := d.host.opts.PollFor; {
-	case p < 0:
-		return 0
-	case p == 0 && runtime.NumCPU() > 1:
-		return 30 * time.Microsecond
-	default:
-		return p
+// maxPoll bounds polling: a domain that ended tells that to who asks only.
+const maxPoll = 1 << 30
+
+func (o *Options) poll(cpus uint32) uint64 {
+	switch {
+	case o.Poll > 0:
+		return uint64(min(o.Poll, maxPoll))
+	case o.Poll == 0 && cpus > 1:
+		return 100_000
 	}
+	return 0
 }
 
 // open runs with the domain paused.
@@ -91,9 +93,14 @@ func (e *Events) open() error {
 	if err != nil {
 		return errors.Join(err, d.disableRing(), sys.Unmap(e.ring.page))
 	}
+	if d.host.opts.Poll == 0 && d.host.cpus == 1 {
+		if e.bell, err = d.host.xen.NewDoorbell(e.channel.Port()); err != nil {
+			return errors.Join(err, e.channel.Close(), d.disableRing(), sys.Unmap(e.ring.page))
+		}
+	}
 	// The guest must not see or change the ring; the mapping stays.
 	if err := d.reservation(abi.MemoryDecreaseReservation, e.ringGFN); err != nil {
-		return errors.Join(fmt.Errorf("hide the monitor ring: %w", err), e.channel.Close(), d.disableRing(), sys.Unmap(e.ring.page))
+		return errors.Join(fmt.Errorf("hide the monitor ring: %w", err), e.bell.Close(), e.channel.Close(), d.disableRing(), sys.Unmap(e.ring.page))
 	}
 	return nil
 }
@@ -261,7 +268,7 @@ func (e *Events) take(batch []xenevents.Event) (int, error) {
 			}
 			p := &e.pending[ev.VCPU]
 			p.open, p.reason, p.rip, p.unsettled = true, uint32(ev.Cookie), ev.Regs.RIP, false
-			copy(p.u[:], b[abi.EntryU:])
+			p.u = [abi.EntryUSize]byte(b[abi.EntryU:])
 		}
 		e.ring.consume()
 		if !ev.Paused {
@@ -277,11 +284,15 @@ func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error)
 	if e.closed {
 		return 0, xenevents.ErrClosed
 	}
-	if err := e.Flush(); err != nil {
-		return 0, err
-	}
 	if ctx != e.ctx {
 		e.hook(ctx)
+	}
+	send := e.Flush
+	if e.bell != nil {
+		send = e.offer
+	}
+	if err := send(); err != nil {
+		return 0, err
 	}
 	for {
 		if e.ring.waiting() != 0 || e.pollRing() {
@@ -314,34 +325,43 @@ func (e *Events) hook(ctx context.Context) {
 	e.ctx, e.unhook = ctx, context.AfterFunc(ctx, e.channel.Wake)
 }
 
-// pollRing looks at the ring for a while. The clock is asked now and then only:
-// in a PV dom0 that may be a system call.
+// pollRing looks at the ring for a while.
 func (e *Events) pollRing() bool {
-	if e.poll <= 0 {
+	if e.poll == 0 {
 		return false
 	}
-	const looks = 1024
-	var until time.Time
-	for {
-		for range looks {
-			if e.ring.waiting() != 0 {
-				return true
-			}
+	const looks = 256
+	for began := sys.TSC(); ; {
+		if e.ring.await(looks) {
+			return true
 		}
-		now := time.Now()
-		if until.IsZero() {
-			until = now.Add(e.poll)
-		}
-		if now.After(until) || e.interrupted.Load() || e.ctx.Err() != nil {
+		if sys.TSC()-began > e.poll || e.interrupted.Load() || e.ctx.Err() != nil {
 			return false
 		}
-		if e.poll > time.Hour && now.After(until.Add(aliveCheck-e.poll)) {
-			if e.alive() != nil {
-				return false
-			}
-			until = now.Add(e.poll)
+	}
+}
+
+// offers is how often the guest is offered the CPU that it shares with us. Twice
+// in vain, and there is time to sleep.
+const offers = 2
+
+// offer sends the replies and lets the guest run until it has an event, or Xen
+// finds that it is our turn. No interrupt of dom0's is needed to come back.
+func (e *Events) offer() error {
+	for range offers {
+		if e.ring.waiting() != 0 || e.interrupted.Load() || e.ctx.Err() != nil {
+			break
+		}
+		ring := e.bell.Yield
+		if e.ring.unsent {
+			ring = e.bell.RingAndYield
+		}
+		e.ring.unsent = false
+		if err := ring(); err != nil {
+			return err
 		}
 	}
+	return e.Flush()
 }
 
 // alive says whether the domain still runs, and lets the frame cache know how
@@ -427,7 +447,7 @@ func (e *Events) Close() error {
 	if errors.Is(err, xenevents.ErrNoDomain) {
 		err = nil // it took its ring along
 	}
-	return errors.Join(err, e.channel.Close(), sys.Unmap(e.ring.page))
+	return errors.Join(err, e.bell.Close(), e.channel.Close(), sys.Unmap(e.ring.page))
 }
 
 func (e *Events) detach() error {

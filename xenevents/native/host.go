@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/native/internal/abi"
@@ -24,11 +23,12 @@ var le = binary.LittleEndian
 
 // Options tune the driver. The zero value is what most hosts want.
 type Options struct {
-	// PollFor is how long Events.Next polls the ring before it sleeps on the
-	// event channel. Zero means 30 µs where dom0 has several CPUs, and not at
-	// all where it has one; negative means not at all. A value above an hour
-	// never sleeps: the fastest, for a dom0 with a CPU to spare.
-	PollFor time.Duration
+	// Poll is for how many TSC cycles Events.Next looks at the ring before it
+	// sleeps on the event channel. Zero is 100,000 (30 µs at 3.3 GHz, longer than
+	// a guest takes from one hit to the next) where the machine has several CPUs;
+	// where it has one, Next offers it to the guest twice, which is faster than to
+	// sleep in dom0's kernel. Negative: it sleeps at once.
+	Poll int64
 	// MaxFrames bounds the guest frames that are kept mapped (default 4096).
 	MaxFrames int
 }
@@ -38,6 +38,7 @@ type Host struct {
 	xen  *sys.Privcmd
 	ver  abi.Versions
 	opts Options
+	cpus uint32 // of the machine, not only dom0's
 }
 
 // Open connects to the hypervisor. It fails with a sentence that says what to
@@ -89,7 +90,7 @@ func (h *Host) findVersions() error {
 			le.PutUint32(mem[abi.SysctlCmd:], abi.SysctlPhysInfo)
 			le.PutUint32(mem[abi.SysctlVersion:], version)
 			return [5]uint64{addr}
-		}, nil)
+		}, func(mem []byte) { h.cpus = le.Uint32(mem[abi.SysctlUnion+8:]) })
 		return err
 	}); err != nil {
 		return h.unknown("sysctl", err)

@@ -15,6 +15,7 @@ import (
 const (
 	runFrames     = 16
 	defaultFrames = 4096
+	nearRuns      = 64
 )
 
 // run is a mapping of runFrames frames. A frame with an entry in errs is absent.
@@ -39,7 +40,7 @@ type frameCache struct {
 	runs map[xenevents.GFN]*run
 	// near finds the runs that were used last without a map: a hit reads four
 	// page-table entries and an argument, the same ones again and again.
-	near  [64]*run
+	near  [nearRuns]*run
 	order []xenevents.GFN // the clock: keys of runs
 	hand  int
 	pages uint64 // of the domain, when it was last checked
@@ -55,7 +56,7 @@ func (c *frameCache) init(xen *sys.Privcmd, dom uint16, maxFrames int) {
 // frame returns the memory of one frame. It is valid until the next call.
 func (c *frameCache) frame(gfn xenevents.GFN) ([]byte, error) {
 	key, n := gfn/runFrames, int(gfn%runFrames)
-	near := &c.near[key%xenevents.GFN(len(c.near))]
+	near := &c.near[key%nearRuns]
 	r := *near
 	if r == nil || r.key != key {
 		r = c.runs[key]
@@ -124,7 +125,7 @@ func (c *frameCache) dropRun(key xenevents.GFN) {
 	// Fails only for an address that is none: a bug, which the next access shows.
 	_ = sys.Unmap(r.mem)
 	delete(c.runs, key)
-	if near := &c.near[key%xenevents.GFN(len(c.near))]; *near == r {
+	if near := &c.near[key%nearRuns]; *near == r {
 		*near = nil
 	}
 	for i, k := range c.order {
@@ -159,14 +160,28 @@ func (c *frameCache) close() error {
 	return nil
 }
 
+// Load64 reads an aligned word, which is never torn: see guestmem.Loader.
+func (d *Domain) Load64(at xenevents.GPA) (uint64, error) {
+	gfn, off := at.GFN(), at.Offset()
+	if r := d.frames.near[gfn/runFrames%nearRuns]; r != nil && r.key == gfn/runFrames && r.errs[gfn%runFrames] == 0 {
+		r.used = true
+		return sys.Load64(r.mem[uint64(gfn%runFrames)*sys.PageSize+off:]), nil
+	}
+	f, err := d.frames.frame(at.GFN())
+	if err != nil {
+		return 0, err
+	}
+	return sys.Load64(f[off:]), nil
+}
+
 // ReadGPA copies guest memory into p.
 func (d *Domain) ReadGPA(p []byte, at xenevents.GPA) (int, error) {
-	if off := at.Offset(); len(p) == 8 && off%8 == 0 { // a page-table entry, most often
-		f, err := d.frames.frame(at.GFN())
+	if len(p) == 8 && at%8 == 0 {
+		v, err := d.Load64(at)
 		if err != nil {
 			return 0, err
 		}
-		le.PutUint64(p, sys.Load64(f[off:]))
+		le.PutUint64(p, v)
 		return 8, nil
 	}
 	for done := 0; done < len(p); {

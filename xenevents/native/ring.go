@@ -31,6 +31,9 @@ func (r *ring) reset() {
 
 func (r *ring) waiting() uint32 { return sys.Load32(r.page[abi.RingReqProd:]) - r.reqCons }
 
+// await looks for a request n times.
+func (r *ring) await(n int) bool { return sys.Spin(r.page[abi.RingReqProd:], r.reqCons, n) }
+
 func (r *ring) slot(i uint32) []byte {
 	at := abi.RingEntries + int(i%abi.RingSlots)*r.layout.EntrySize
 	return r.page[at : at+r.layout.EntrySize : at+r.layout.EntrySize]
@@ -122,8 +125,15 @@ func controlReg(index uint32) uint32 {
 }
 
 func (r *ring) decodeRegisters(b []byte, to *xenevents.Registers) {
-	b = b[: r.layout.EntrySize-abi.EntryData : r.layout.EntrySize-abi.EntryData]
-	to.RAX, to.RCX, to.RDX, to.RBX = le.Uint64(b), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:])
+	to.FSBase, to.GSBase, to.ShadowGS = le.Uint64(b[r.layout.FSBase:]), le.Uint64(b[r.layout.GSBase:]), le.Uint64(b[r.layout.ShadowGS:])
+	to.CS, to.SS = le.Uint16(b[r.layout.CS:]), le.Uint16(b[r.layout.SS:])
+	decodeFixed((*[8 * abi.RegFixed]byte)(b), to)
+}
+
+// decodeFixed takes those that all layouts have at the same place; an array has
+// no bounds to check.
+func decodeFixed(b *[8 * abi.RegFixed]byte, to *xenevents.Registers) {
+	to.RAX, to.RCX, to.RDX, to.RBX = le.Uint64(b[:]), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:])
 	to.RSP, to.RBP, to.RSI, to.RDI = le.Uint64(b[32:]), le.Uint64(b[40:]), le.Uint64(b[48:]), le.Uint64(b[56:])
 	to.R8, to.R9, to.R10, to.R11 = le.Uint64(b[64:]), le.Uint64(b[72:]), le.Uint64(b[80:]), le.Uint64(b[88:])
 	to.R12, to.R13, to.R14, to.R15 = le.Uint64(b[96:]), le.Uint64(b[104:]), le.Uint64(b[112:]), le.Uint64(b[120:])
@@ -133,8 +143,6 @@ func (r *ring) decodeRegisters(b []byte, to *xenevents.Registers) {
 	to.EFER, to.STAR, to.LSTAR = le.Uint64(b[8*abi.RegEFER:]), le.Uint64(b[8*abi.RegSTAR:]), le.Uint64(b[8*abi.RegLSTAR:])
 	to.SysenterCS, to.SysenterESP, to.SysenterEIP = le.Uint64(b[8*abi.RegSysenterCS:]), le.Uint64(b[8*abi.RegSysenterESP:]), le.Uint64(b[8*abi.RegSysenterEIP:])
 	to.GDTRBase = le.Uint64(b[8*abi.RegGDTRBase:])
-	to.FSBase, to.GSBase, to.ShadowGS = le.Uint64(b[r.layout.FSBase:]), le.Uint64(b[r.layout.GSBase:]), le.Uint64(b[r.layout.ShadowGS:])
-	to.CS, to.SS = le.Uint16(b[r.layout.CS:]), le.Uint16(b[r.layout.SS:])
 }
 
 // respond writes one response. Xen takes of it what the flags name.
@@ -144,7 +152,7 @@ func (r *ring) respond(v xenevents.VCPU, p *pending, reply *xenevents.Reply) {
 	le.PutUint32(b[abi.EntryVersion:], r.version)
 	le.PutUint32(b[abi.EntryReason:], p.reason)
 	le.PutUint32(b[abi.EntryVCPU:], uint32(v))
-	copy(b[abi.EntryU:abi.EntryU+abi.EntryUSize], p.u[:])
+	*(*[abi.EntryUSize]byte)(b[abi.EntryU:]) = p.u
 	if reply.Switch {
 		flags |= abi.FlagAltp2m
 		le.PutUint16(b[abi.EntryAltp2m:], uint16(reply.View))

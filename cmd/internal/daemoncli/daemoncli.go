@@ -11,7 +11,6 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -28,7 +27,7 @@ const DefaultProfiles = "/var/lib/hprobe/profiles"
 
 type options struct {
 	socket, profiles, findings string
-	poll                       time.Duration
+	poll                       int64
 	verbose                    bool
 }
 
@@ -53,7 +52,7 @@ signal, 1 failed, 2 wrong usage.`,
 	f.StringVar(&o.socket, "socket", control.DefaultSocket, "where to listen for hprobe")
 	f.StringVar(&o.profiles, "profiles", DefaultProfiles, "folder with the profiles of guests' kernels")
 	f.StringVar(&o.findings, "findings", "", `file to append findings to, as JSON lines ("-": standard output)`)
-	f.DurationVar(&o.poll, "poll", 0, "how long to poll for the next event before sleeping: lower latency, a dom0 CPU busy (0: 30µs with several CPUs, else off; negative: off)")
+	f.Int64Var(&o.poll, "poll", 0, "for how many CPU cycles to poll for the next event before sleeping: lower latency, a dom0 CPU busy\n(0: 100,000, which is some 30 µs, where there are several; negative: off)")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more: which profile was taken, for one")
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
@@ -93,7 +92,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 		return err
 	}
 	defer listener.Close()
-	host, err := native.Open(ctx, native.Options{PollFor: o.poll})
+	host, err := native.Open(ctx, native.Options{Poll: o.poll})
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
@@ -40,7 +39,7 @@ type options struct {
 	symbol    string
 	profile   string
 	step      probe.StepOver
-	poll      time.Duration
+	poll      int64
 	hits      uint64
 	argOffset uint64
 	match     uint64
@@ -53,7 +52,7 @@ func main() {
 	flag.StringVar(&o.symbol, "symbol", "__x64_sys_getpriority", "kernel function, or function+0x4, to probe")
 	flag.StringVar(&o.profile, "profile", "/payload/profiles/guest.hprofile", "profile of the guest's kernel")
 	flag.StringVar(&step, "step", "auto", "how to step over")
-	flag.DurationVar(&o.poll, "poll", 0, "how long to poll before sleeping (see native.Options)")
+	flag.Int64Var(&o.poll, "poll", 0, "for how many cycles to poll before sleeping (see native.Options)")
 	flag.Uint64Var(&o.hits, "hits", 0, "end after so many hits")
 	flag.Uint64Var(&o.argOffset, "arg", 0x70, "offset in struct pt_regs, to which RDI points, of the argument to add up")
 	flag.Uint64Var(&o.match, "match", ^uint64(0), "count the hits with this argument")
@@ -73,7 +72,7 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	host, err := native.Open(ctx, native.Options{PollFor: o.poll})
+	host, err := native.Open(ctx, native.Options{Poll: o.poll})
 	if err != nil {
 		return err
 	}

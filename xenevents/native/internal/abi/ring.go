@@ -93,4 +93,5 @@ const (
 	RegSTAR
 	RegLSTAR
 	RegGDTRBase
+	RegFixed // how many they are
 )

@@ -50,6 +50,9 @@ func Bind(dom uint16, remotePort uint32) (*Evtchn, error) {
 	return &Evtchn{fd: fd, port: uint32(port), wake: wake}, nil
 }
 
+// Port is the number that it has here.
+func (e *Evtchn) Port() uint32 { return e.port }
+
 // Notify tells the other end that there is something to read. It is one short
 // hypercall: RawSyscall spares the runtime's book-keeping.
 func (e *Evtchn) Notify() error {
