@@ -145,7 +145,6 @@ type report struct {
 		Events                            map[string]uint64
 		Reinjected, Stale, Reads, Writes  uint64
 		Batches, Ticks, MaxTicks, Shadows uint64
-		NotifyTicks                       uint64
 	}
 	Sum, Matched uint64
 }

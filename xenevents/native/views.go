@@ -109,11 +109,23 @@ func (d *Domain) RevertGFN(v xenevents.View, gfn xenevents.GFN) error {
 }
 
 func (d *Domain) changeGFN(v xenevents.View, from, to uint64) error {
-	return d.altp2m(abi.Altp2mChangeGFN, func(u []byte) {
+	return d.absent(xenevents.GFN(from), d.altp2m(abi.Altp2mChangeGFN, func(u []byte) {
 		le.PutUint16(u, uint16(v))
 		le.PutUint64(u[8:], from)
 		le.PutUint64(u[16:], to)
-	}, nil)
+	}, nil))
+}
+
+// absent takes an error of an operation on a view: Xen answers ESRCH for a gfn
+// that the host p2m does not map, too.
+func (d *Domain) absent(gfn xenevents.GFN, err error) error {
+	if !errors.Is(err, xenevents.ErrNoDomain) {
+		return err
+	}
+	if _, infoErr := d.host.domainInfo(d.id); infoErr != nil {
+		return err
+	}
+	return fmt.Errorf("gfn %v: %w", gfn, xenevents.ErrAbsent)
 }
 
 // SetAccess sets the access rights of gfn in view v.
@@ -130,13 +142,7 @@ func (d *Domain) SetAccess(v xenevents.View, gfn xenevents.GFN, a xenevents.Acce
 		le.PutUint16(u[2:], access)
 		le.PutUint64(u[8:], uint64(gfn))
 	}, nil)
-	// Xen answers ESRCH for a gfn that the host p2m does not map, too.
-	if errors.Is(err, xenevents.ErrNoDomain) {
-		if _, infoErr := d.host.domainInfo(d.id); infoErr == nil {
-			return fmt.Errorf("access of gfn %v: %w", gfn, xenevents.ErrAbsent)
-		}
-	}
-	if err != nil {
+	if err = d.absent(gfn, err); err != nil {
 		return fmt.Errorf("set access %v on gfn %v in view %d: %w", a, gfn, v, err)
 	}
 	return nil

@@ -191,7 +191,6 @@ type Stats struct {
 	Shadows    int               // shadow pages
 	// Batches is how often the ring was emptied. Ticks are the TSC ticks from
 	// having the events of a batch to having all replies in the ring, summed
-	// over batches, MaxTicks the longest; NotifyTicks what it took to tell
-	// Xen, in which time Xen lets the vCPUs run. Zero without a driver's clock.
-	Batches, Ticks, MaxTicks, NotifyTicks uint64
+	// over batches, MaxTicks the longest. Zero without a driver's clock.
+	Batches, Ticks, MaxTicks uint64
 }

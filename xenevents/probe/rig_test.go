@@ -66,13 +66,14 @@ type rig struct {
 type spy struct {
 	*sim.Domain
 	interrupted chan struct{}     // one for each Interrupt: a command waits
-	flushed     func()            // after each Flush
+	flushed     func()            // after each Flush that sent replies
 	left        func(*sim.Events) // in each Next after SwitchView to view 0
 	freed       chan struct{}     // one for each FreeGFN
 	change      func(*xenevents.Event)
 	steps       int // single-step events
 
 	leaving bool
+	replied bool // since the last Flush
 }
 
 func (d *spy) SwitchView(v xenevents.View) error {
@@ -106,6 +107,9 @@ func (e *spyEvents) Next(ctx context.Context, batch []xenevents.Event) (int, err
 	if e.dom.leaving && e.dom.left != nil {
 		e.dom.left(e.Events)
 	}
+	if err := e.Flush(); err != nil {
+		return 0, err
+	}
 	n, err := e.Events.Next(ctx, batch)
 	for i := range n {
 		if batch[i].Kind == xenevents.KindSingleStep {
@@ -118,6 +122,11 @@ func (e *spyEvents) Next(ctx context.Context, batch []xenevents.Event) (int, err
 	return n, err
 }
 
+func (e *spyEvents) Reply(ev *xenevents.Event, r *xenevents.Reply) error {
+	e.dom.replied = true
+	return e.Events.Reply(ev, r)
+}
+
 func (e *spyEvents) Interrupt() {
 	select {
 	case e.dom.interrupted <- struct{}{}:
@@ -128,7 +137,9 @@ func (e *spyEvents) Interrupt() {
 
 func (e *spyEvents) Flush() error {
 	err := e.Events.Flush()
-	if e.dom.flushed != nil {
+	sent := e.dom.replied
+	e.dom.replied = false
+	if sent && e.dom.flushed != nil {
 		e.dom.flushed()
 	}
 	return err

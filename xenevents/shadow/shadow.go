@@ -40,7 +40,7 @@ type Set struct {
 	all    map[xenevents.GPA]*Patch // of all pages: one look-up at a hit
 	spares []xenevents.GFN          // of pages that are gone, for those to come
 	max    xenevents.GFN            // the highest frame that the guest had when the view was made
-	holes  bool                     // the view may lack entries
+	holes  map[xenevents.GFN]bool   // entries that were reverted and could not be filled
 	open   bool
 }
 
@@ -70,7 +70,7 @@ func Open(dom Domain) (*Set, error) {
 	if err := dom.EnableViews(); err != nil {
 		return nil, err
 	}
-	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}}
+	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}, holes: map[xenevents.GFN]bool{}}
 	if err := s.enter(); err != nil {
 		return nil, errors.Join(err, dom.DisableViews())
 	}
@@ -159,29 +159,29 @@ func (s *Set) addPage(pg *page) (err error) {
 	if err = s.refresh(pg); err != nil {
 		return err
 	}
-	if err = s.fill(pg.gfn); err != nil {
-		return err
+	if s.holes[pg.gfn] {
+		if err = s.fill(pg.gfn); err != nil {
+			return err
+		}
 	}
 	if err = s.dom.RemapGFN(s.view, pg.gfn, pg.shadow); err != nil {
 		return err
 	}
 	if err = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX); err != nil {
 		// Not settled, perhaps, but what the guest writes to a copy is lost.
-		s.holes = true
-		return errors.Join(err, s.dom.RevertGFN(s.view, pg.gfn))
+		return errors.Join(err, s.dom.RevertGFN(s.view, pg.gfn), s.fill(pg.gfn))
 	}
 	s.pages[pg.gfn] = pg
 	return nil
 }
 
-// fill gives the view its entry of gfn, before that is changed. Where the view
-// lacks it Xen copies the host map's whole superpage, over the other copies there
-// (altp2m_get_effective_entry): they are hidden anew.
+// fill gives the view an entry that was reverted. Xen copies the host map's whole
+// superpage, over the other copies there (altp2m_get_effective_entry): they are
+// hidden anew. Without it Xen would do so when the guest touches the entry, at
+// least Xen 4.14, and the patches there would not be hit any more, without a word.
+// The domain is paused.
 func (s *Set) fill(gfn xenevents.GFN) error {
-	if !s.holes {
-		return nil
-	}
-	err := s.dom.SetAccess(s.view, gfn, xenevents.AccessRWX)
+	err := ifThere(s.dom.SetAccess(s.view, gfn, xenevents.AccessRWX))
 	for _, pg := range s.pages {
 		if pg.gfn/hugepage != gfn/hugepage {
 			continue
@@ -190,9 +190,20 @@ func (s *Set) fill(gfn xenevents.GFN) error {
 		if e == nil {
 			e = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX)
 		}
-		if !errors.Is(e, xenevents.ErrAbsent) { // given back by the guest
-			err = errors.Join(err, e)
-		}
+		err = errors.Join(err, ifThere(e))
+	}
+	if err != nil {
+		s.holes[gfn] = true
+	} else {
+		delete(s.holes, gfn)
+	}
+	return err
+}
+
+// ifThere is err, but for a frame that the guest has given back.
+func ifThere(err error) error {
+	if errors.Is(err, xenevents.ErrAbsent) {
+		return nil
 	}
 	return err
 }
@@ -240,24 +251,28 @@ func (s *Set) Idle() bool {
 // ever showed elsewhere, empties that view, all other copies in it included
 // (xen/arch/x86/mm/altp2m.c, p2m_altp2m_propagate_change).
 func (s *Set) Reclaim() error {
+	var holes []xenevents.GFN
 	for gfn, pg := range s.pages {
 		if len(pg.patches) > 0 {
 			continue
 		}
-		// The entry first: while it shows the copy, the copy must be there. A
-		// frame that the guest gave back has none.
-		s.holes = true
-		if err := s.dom.RevertGFN(s.view, gfn); err != nil && !errors.Is(err, xenevents.ErrAbsent) {
+		// The entry first: while it shows the copy, the copy must be there.
+		if err := ifThere(s.dom.RevertGFN(s.view, gfn)); err != nil {
 			return err
 		}
 		delete(s.pages, gfn)
 		s.unused--
 		s.spares = append(s.spares, pg.shadow)
+		holes = append(holes, gfn)
 	}
-	if len(s.pages) > 0 {
-		return nil
+	if len(s.pages) == 0 {
+		return s.freeSpares()
 	}
-	return s.freeSpares()
+	var errs error
+	for _, gfn := range holes {
+		errs = errors.Join(errs, s.fill(gfn))
+	}
+	return errs
 }
 
 func (s *Set) freeSpares() error {

@@ -58,7 +58,10 @@ func (g *Guest) look(id xenevents.View, gfn xenevents.GFN) (entry, error) {
 		return e, fmt.Errorf("gfn %v: %w", gfn, xenevents.ErrAbsent)
 	}
 	if id != xenevents.HostView {
-		w.entries[gfn] = e // one page, whatever the host has: it may be split already
+		if e.frame.super && !w.split(gfn) {
+			g.copySuperpage(w, gfn)
+		}
+		w.entries[gfn] = e
 	}
 	return e, nil
 }
@@ -76,11 +79,26 @@ func (g *Guest) fill(w *view, gfn xenevents.GFN) (entry, error) {
 	}
 	w.entries[gfn] = entry{f, xenevents.AccessRWX}
 	if f.super {
-		for n := gfn &^ (superpage - 1); n <= gfn|(superpage-1); n++ {
-			w.entries[n] = entry{g.p2m[n], xenevents.AccessRWX}
-		}
+		g.copySuperpage(w, gfn)
 	}
 	return w.entries[gfn], nil
+}
+
+func (g *Guest) copySuperpage(w *view, gfn xenevents.GFN) {
+	for n := gfn &^ (superpage - 1); n <= gfn|(superpage-1); n++ {
+		w.entries[n] = entry{g.p2m[n], xenevents.AccessRWX}
+	}
+}
+
+// split says whether the view has a part of a superpage, so that the guest's touch
+// fills one entry (since Xen 4.17; before, it was as fill is).
+func (v *view) split(gfn xenevents.GFN) bool {
+	for n := gfn &^ (superpage - 1); n <= gfn|(superpage-1); n++ {
+		if _, ok := v.entries[n]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // altView returns a view other than 0.
