@@ -14,6 +14,9 @@ const CommandLimit = 5 * time.Minute
 
 // Copy gives a test a copy of a host of its own, with files in it. It ends with
 // the test. When the test failed, its logs are kept, and how to repeat it is printed.
+//
+// It waits until the lab has room. A test holds one copy at a time: two that each
+// hold one and wait for another would wait for ever.
 func Copy(t testing.TB, cfg Config, files ...File) *Host {
 	t.Helper()
 	return CopyWith(t, cfg, Options{}, files...)
