@@ -1,7 +1,8 @@
-/* texthash: hashes the kernel's own code as the guest sees it, through /proc/kcore. */
+/* texthash [ADDRESS]: hashes the kernel's own code as the guest sees it, through /proc/kcore: all, or the page at an address. */
 #include <elf.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -16,8 +17,9 @@ static unsigned long symbol(const char *want) {
   return found;
 }
 
-int main(void) {
-  unsigned long from = symbol("_stext"), to = symbol("_etext"), hash = 14695981039346656037ul, bytes = 0;
+int main(int argc, char **argv) {
+  unsigned long from = argc > 1 ? strtoul(argv[1], NULL, 0) & -4096ul : symbol("_stext");
+  unsigned long to = argc > 1 ? from + 4096 : symbol("_etext"), hash = 14695981039346656037ul, bytes = 0;
   int fd = open("/proc/kcore", O_RDONLY);
   Elf64_Ehdr head;
   Elf64_Phdr segment;
