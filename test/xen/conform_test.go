@@ -9,37 +9,35 @@ import (
 	"github.com/hprobe/hprobe/xenevents/drivertest"
 )
 
-// TestConformance: the native driver does what every driver must, on every host.
+// conformance: the native driver does what every driver must.
 // One copy for all checks of a host: each must leave the guest as it found it,
 // and the next one would notice.
-func TestConformance(t *testing.T) {
-	onAll(t, func(t *testing.T, cfg lab.Config) {
-		h := lab.Copy(t, cfg, binary(t, "test/xen/conform"), program(t, "texthash"), program(t, "calls"))
-		before := h.Guest.MustRun(t, "texthash")
-		out := h.MustRun(t, "conform 2>&1")
-		left := map[string]bool{}
-		for _, c := range drivertest.Checks() {
-			left[c.Name] = true
+func conformance(t *testing.T, cfg lab.Config) {
+	h := lab.Copy(t, cfg, binary(t, "test/xen/conform"), program(t, "texthash"), program(t, "calls"))
+	before := h.Guest.MustRun(t, "texthash")
+	out := h.MustRun(t, "conform 2>&1")
+	left := map[string]bool{}
+	for _, c := range drivertest.Checks() {
+		left[c.Name] = true
+	}
+	for line := range strings.Lines(out) {
+		var r struct{ Name, Error, Skip string }
+		switch err := json.Unmarshal([]byte(line), &r); {
+		case err != nil:
+			t.Errorf("conform says %s", line)
+		case r.Error != "":
+			t.Errorf("%s: %s", r.Name, r.Error)
+		case r.Skip != "":
+			t.Errorf("%s: not checked: %s", r.Name, r.Skip)
 		}
-		for line := range strings.Lines(out) {
-			var r struct{ Name, Error, Skip string }
-			switch err := json.Unmarshal([]byte(line), &r); {
-			case err != nil:
-				t.Errorf("conform says %s", line)
-			case r.Error != "":
-				t.Errorf("%s: %s", r.Name, r.Error)
-			case r.Skip != "":
-				t.Errorf("%s: not checked: %s", r.Name, r.Skip)
-			}
-			delete(left, r.Name)
-		}
-		if len(left) != 0 {
-			t.Errorf("never checked: %v", left)
-		}
-		if after := h.Guest.MustRun(t, "texthash"); after != before {
-			t.Errorf("the guest's code is %q, and was %q", after, before)
-		}
-		call(t, h, 200, cfg.VCPUs)
-		alive(t, h)
-	})
+		delete(left, r.Name)
+	}
+	if len(left) != 0 {
+		t.Errorf("never checked: %v", left)
+	}
+	if after := h.Guest.MustRun(t, "texthash"); after != before {
+		t.Errorf("the guest's code is %q, and was %q", after, before)
+	}
+	call(t, h, 200, cfg.VCPUs)
+	alive(t, h)
 }

@@ -44,33 +44,31 @@ func says(t *testing.T, h *lab.Host, exit int, script string, words ...string) s
 
 const stopDaemon = `kill $(cat /tmp/hprobed.pid); while [ -d /proc/$(cat /tmp/hprobed.pid) ]; do sleep 0.05; done; `
 
-// TestDaemon: an operator's day, on every host: doctor, probe, trace, list, remove.
-func TestDaemon(t *testing.T) {
-	onAll(t, func(t *testing.T, cfg lab.Config) {
-		h := daemonHost(t, cfg, "calls", "texthash")
-		before := h.Guest.MustRun(t, "texthash")
-		pages := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory")
-		says(t, h, 0, "hprobe doctor guest", "Nothing is in the way.")
-		says(t, h, 0, "hprobe domain features guest", "altp2m")
-		says(t, h, 0, "hprobe domain ls", "guest")
-		says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority", "p1: armed in guest")
-		says(t, h, 4, "hprobe doctor guest", "BAD", "monitor")
-		h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
-		c := call(t, h, 50, cfg.VCPUs)
-		out := says(t, h, 0, "hprobe probe ls; sleep 1; cat /tmp/trace.log", "__x64_sys_getpriority")
-		if n := strings.Count(out, "calls"); n < int(c.calls) {
-			t.Errorf("the trace shows %d of %d calls: %q", n, c.calls, out)
-		}
-		says(t, h, 0, "hprobe probe rm p1", fmt.Sprintf("after %d hits", c.calls))
-		says(t, h, 0, "hprobe status", "attached to no guest")
-		if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
-			t.Errorf("dom0 sees %q after the end, the guest saw %q before", after, before)
-		}
-		if now := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory"); now != pages {
-			t.Errorf("memory is %q, and was %q", now, pages)
-		}
-		alive(t, h)
-	})
+// daemon: an operator's day: doctor, probe, trace, list, remove.
+func daemon(t *testing.T, cfg lab.Config) {
+	h := daemonHost(t, cfg, "calls", "texthash")
+	before := h.Guest.MustRun(t, "texthash")
+	pages := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory")
+	says(t, h, 0, "hprobe doctor guest", "Nothing is in the way.")
+	says(t, h, 0, "hprobe domain features guest", "altp2m")
+	says(t, h, 0, "hprobe domain ls", "guest")
+	says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority", "p1: armed in guest")
+	says(t, h, 4, "hprobe doctor guest", "BAD", "monitor")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	c := call(t, h, 50, cfg.VCPUs)
+	out := says(t, h, 0, "hprobe probe ls; sleep 1; cat /tmp/trace.log", "__x64_sys_getpriority")
+	if n := strings.Count(out, "calls"); n < int(c.calls) {
+		t.Errorf("the trace shows %d of %d calls: %q", n, c.calls, out)
+	}
+	says(t, h, 0, "hprobe probe rm p1", fmt.Sprintf("after %d hits", c.calls))
+	says(t, h, 0, "hprobe status", "attached to no guest")
+	if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
+		t.Errorf("dom0 sees %q after the end, the guest saw %q before", after, before)
+	}
+	if now := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory"); now != pages {
+		t.Errorf("memory is %q, and was %q", now, pages)
+	}
+	alive(t, h)
 }
 
 // TestWrong: what a user gets wrong gets a status and a way out, and nothing

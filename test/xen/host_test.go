@@ -51,13 +51,16 @@ func hosts() []lab.Config {
 	return all
 }
 
-// onAll runs a test on each host, each in a copy of its own, in parallel.
-func onAll(t *testing.T, test func(t *testing.T, cfg lab.Config)) {
+// TestHosts: what must be so on every host, each in a copy of its own. Hosts are
+// outside, so that each boots once.
+func TestHosts(t *testing.T) {
 	t.Parallel()
 	for _, cfg := range hosts() {
 		t.Run(cfg.String(), func(t *testing.T) {
 			t.Parallel()
-			test(t, cfg)
+			t.Run("Conformance", func(t *testing.T) { conformance(t, cfg) })
+			t.Run("Hits", func(t *testing.T) { hits(t, cfg) })
+			t.Run("Daemon", func(t *testing.T) { daemon(t, cfg) })
 		})
 	}
 }
