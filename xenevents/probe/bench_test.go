@@ -178,7 +178,7 @@ func newFeed(tb testing.TB, step probe.StepOver, batch, pages int, decide func(*
 			tb.Fatal(err)
 		}
 	}
-	add(probe.Request{At: at, Step: step, Decide: decide})
+	add(probe.Request{At: at, Step: step, Decide: decide, Budget: probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}})
 	for i := range pages {
 		add(probe.Request{At: otherAt + xenevents.GVA(i)*xenevents.PageSize})
 	}
