@@ -105,6 +105,7 @@ type probe struct {
 	failed        string
 
 	returns, lost uint64
+	told          bool          // the log, that one can not be seen
 	noSite        xenevents.GVA // where a call came from that can't be probed
 
 	budget    Budget

@@ -89,7 +89,8 @@ func either(a, b error) error {
 // missed counts a call whose return won't be seen, and tells of the first.
 func (e *Engine) missed(user *probe, err error) {
 	user.lost++
-	if user.lost == 1 {
+	if !user.told {
+		user.told = true
 		e.log.Warn("a return can't be seen; those that follow are only counted", "probe", user.Name, "err", err)
 	}
 }
