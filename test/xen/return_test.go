@@ -149,3 +149,24 @@ func TestBudget(t *testing.T) {
 		})
 	}
 }
+
+// TestDaemonReturn: what an operator sees of returns.
+func TestDaemonReturn(t *testing.T) {
+	t.Parallel()
+	h := daemonHost(t, plain, "calls")
+	says(t, h, 2, "hprobe probe add --domain guest --at do_exit --return", "does not return")
+	says(t, h, 2, "hprobe probe add --domain guest --at __x64_sys_getpriority+4 --return", "first instruction")
+	says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority --return", "p1: armed in guest")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	call(t, h, 50, 1)
+	out := says(t, h, 0, "sleep 1; cat /tmp/trace.log")
+	for n := range 50 {
+		entry, end := fmt.Sprintf("  #%d  vcpu0  calls[", n+1), "  __x64_sys_getpriority -> -22  "
+		if strings.Count(out, entry) != 2 || strings.Count(out, end) != 50 {
+			t.Fatalf("call %d is not in the trace, or twice: %q", n+1, out)
+		}
+	}
+	says(t, h, 0, `hprobe -o json probe ls`, `"hits":"50"`, `"returns":"50"`, `"lost":"0"`, `"state":"armed"`)
+	says(t, h, 0, "hprobe probe rm p1", "after 50 hits")
+	alive(t, h)
+}

@@ -84,15 +84,15 @@ func (m *meter) slide(now, part uint64) {
 	}
 }
 
-// over says what of a budget is exceeded, or "".
-func (u *usage) over(b *Budget) string {
-	switch {
-	case u.hits > b.Hits:
+// over says whether a budget is exceeded.
+func (u *usage) over(b *Budget) bool { return u.hits > b.Hits || u.stalled > b.Stalled }
+
+// why says by what.
+func (u *usage) why(b *Budget) string {
+	if u.hits > b.Hits {
 		return fmt.Sprintf("more than %d hits in a window", b.Hits)
-	case u.stalled > b.Stalled:
-		return fmt.Sprintf("vCPUs waited for more than %d ticks in a window", b.Stalled)
 	}
-	return ""
+	return fmt.Sprintf("vCPUs waited for more than %d ticks in a window", b.Stalled)
 }
 
 // since is how many ticks passed. The TSCs of two CPUs may differ a little.
@@ -109,32 +109,35 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 	now := e.clock()
 	spent, waited := since(now, e.tick), since(now, e.began)
 	e.tick = now
-	bill := func(user *probe) {
-		if user.suspended {
-			return
-		}
-		user.meter.add(now, e.window/parts, spent)
-		if m := &user.meter.sum; m.hits > user.budget.Hits || m.stalled > user.budget.Stalled {
-			err = either(err, e.suspend(user, now, m.over(&user.budget)))
-		}
-	}
 	for _, user := range p.users {
-		bill(user)
+		err = either(err, e.bill(user, now, spent))
 	}
 	if site != nil {
 		for _, user := range site.users {
-			bill(user)
+			err = either(err, e.bill(user, now, spent))
 		}
 	}
-	e.meter.add(now, e.window/parts, waited)
-	if m := &e.meter.sum; m.hits > e.budget.Hits || m.stalled > e.budget.Stalled {
-		err = either(err, e.relieve(now, m.over(&e.budget)))
+	e.meter.add(now, e.part, waited)
+	if e.meter.sum.over(&e.budget) {
+		err = either(err, e.relieve(now))
 	}
 	return err
 }
 
+func (e *Engine) bill(user *probe, now, spent uint64) error {
+	if user.suspended {
+		return nil
+	}
+	user.meter.add(now, e.part, spent)
+	if !user.meter.sum.over(&user.budget) {
+		return nil
+	}
+	return e.suspend(user, now, user.meter.sum.why(&user.budget))
+}
+
 // relieve suspends the probe that costs the domain most.
-func (e *Engine) relieve(now uint64, why string) error {
+func (e *Engine) relieve(now uint64) error {
+	why := e.meter.sum.why(&e.budget)
 	e.meter = meter{} // the next one gets a window of its own
 	var most *probe
 	for _, user := range e.probes {

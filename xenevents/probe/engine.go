@@ -63,7 +63,7 @@ type Engine struct {
 	sites    []*site
 	maxSites int
 
-	window       uint64 // of budgets, in ticks
+	window, part uint64 // of budgets, and by what it slides, in ticks
 	each, budget Budget // of a probe, of the domain
 	meter        meter
 	began, tick  uint64 // when the batch was there, and when its last event had its answer
@@ -148,6 +148,7 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 		window:   max(cmp.Or(o.Window, defaultWindow), parts),
 		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),
 	}
+	e.part = e.window / parts
 	each, all := defaultBudgets(e.window)
 	e.each, e.budget = o.Budget.or(each), o.Domain.or(all)
 	began := time.Now()
@@ -311,7 +312,7 @@ func (e *Engine) batch(events []xenevents.Event) error {
 			e.tick = e.clock()
 		}
 	}
-	took := since(e.clock(), start)
+	took := since(e.tick, start)
 	e.stats.Batches++
 	e.stats.Ticks += took
 	e.stats.MaxTicks = max(e.stats.MaxTicks, took)
