@@ -76,7 +76,8 @@ func TestReturnOfKilled(t *testing.T) {
 	}
 	c := call(t, h, 200, 2)
 	r = m.stop()
-	if r.Probe.Hits < 30 || r.Probe.Returns != 0 || r.Stats.Calls > 8 || r.Probe.Lost+r.Stats.Calls != r.Probe.Hits {
+	// One for each stack that no other thread has come that far on.
+	if r.Probe.Hits < 30 || r.Probe.Returns != 0 || r.Stats.Calls > r.Probe.Hits*2/3 || r.Probe.Lost+r.Stats.Calls != r.Probe.Hits {
 		t.Errorf("%d ends of processes: %d returns, %d lost, %d still under way, values %v", r.Probe.Hits, r.Probe.Returns, r.Probe.Lost, r.Stats.Calls, r.Values)
 	}
 	t.Logf("%d ends of processes: %d still waited for; others came by %d times; a call costs %d ticks meanwhile", r.Probe.Hits, r.Stats.Calls, r.Probe.Passed, c.ticks)

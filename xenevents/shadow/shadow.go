@@ -251,14 +251,19 @@ func (s *Set) Withdraw(p *Patch, out bool) error {
 	if pg == nil || pg.patches[uint16(p.At.Offset())] != p {
 		return fmt.Errorf("no such patch at %v", p.At)
 	}
-	was := p.inPlace()
-	p.Withdrawn = out
-	switch now := p.inPlace(); {
-	case was && !now:
-		return s.poke(pg, p, p.Original[0])
-	case now && !was:
-		return s.poke(pg, p, Int3)
+	if p.Withdrawn == out {
+		return nil
 	}
+	if !p.Displaced {
+		b := byte(Int3)
+		if out {
+			b = p.Original[0]
+		}
+		if err := s.poke(pg, p, b); err != nil {
+			return err
+		}
+	}
+	p.Withdrawn = out
 	return nil
 }
 
