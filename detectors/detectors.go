@@ -31,7 +31,7 @@ type ProbeSpec struct {
 	// Only at a function's entry.
 	Return bool
 	// Vital: it stays armed however much it costs, as a gap would be worse. Others
-	// are suspended for a while when they have too many hits.
+	// are suspended for a while when they have too many hits; a finding says so.
 	Vital bool
 }
 

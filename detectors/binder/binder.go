@@ -84,6 +84,7 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 		h.args = argsOf(b.kernel, loc.Symbol)
 	}
 	request := probe.Request{Name: spec.Name, At: at, Space: b.kernel.Space, Decide: b.decide(d, spec, h)}
+	request.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
 	if spec.Return {
 		if err := loc.MayReturn(); err != nil {
 			return Bound{}, err
@@ -101,6 +102,18 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 func (b *Binder) thread(h *probe.Hit) (uint64, bool) {
 	id, err := b.kernel.CurrentThread(h.Regs, h.ReadUint64)
 	return uint64(id), err == nil
+}
+
+// gap is the finding that a probe sees nothing for a while, or does again.
+func (b *Binder) gap(d detectors.Detector, spec detectors.ProbeSpec, g *probe.Gap) *detectors.Finding {
+	f := &detectors.Finding{Time: time.Now(), Domain: b.domain.Name, DomainID: b.domain.ID, Detector: d.Name(), Probe: spec.At}
+	if g.Over {
+		f.Message = "the probe is armed again: what happened meanwhile was not seen"
+		f.Facts = []detectors.Fact{{Name: "ticks", Value: g.Ticks}}
+		return f
+	}
+	f.Severity, f.Message = detectors.Medium, "the probe is suspended, and sees nothing for a while: "+g.Why
+	return f
 }
 
 // decide turns the engine's hit into the detector's, and its outcome into a

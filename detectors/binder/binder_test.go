@@ -27,6 +27,9 @@ const (
 	slide    = 4 << 20
 )
 
+// gapWindow is of budgets: long enough for their hits on a slow machine.
+const gapWindow = 100 * time.Millisecond
+
 // bench is a guest of the simulator that an engine watches.
 type bench struct {
 	g      *sim.Guest
@@ -72,7 +75,7 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.engine, err = probe.New(dom, probe.Options{}); err != nil {
+	if b.engine, err = probe.New(dom, probe.Options{Window: uint64(gapWindow), Budget: probe.Budget{Hits: 50, Stalled: probe.Unlimited}}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -362,6 +365,55 @@ func TestReturn(t *testing.T) {
 	for _, at := range []string{"vfs_read", "0xffffffff81000000", "m!do_exit"} {
 		if l, err := ParseLocation(at); err != nil || l.MayReturn() != nil {
 			t.Errorf("%s: %v, %v", at, err, l.MayReturn())
+		}
+	}
+}
+
+// TestGap: a probe that is over its budget is a finding, and so is its end; a
+// vital one goes on.
+func TestGap(t *testing.T) {
+	for _, vital := range []bool{false, true} {
+		b := newBench(t)
+		if _, err := b.binder.Bind(t.Context(), &returner{watcher{at: []string{"vfs_read"}}, vital}); err != nil {
+			t.Fatal(err)
+		}
+		v := b.g.VCPU(0)
+		began := time.Now()
+		v.Run(sim.Repeat(2000, sim.Call(function+slide, 1))...)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if err := v.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+		took := time.Since(began)
+		var found []detectors.Finding
+		for len(found) < 2 && ctx.Err() == nil && !vital {
+			if err := b.engine.Do(ctx, func(xenevents.Domain) error {
+				found = append([]detectors.Finding(nil), b.found...)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		states, _, err := b.engine.Probes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if vital {
+			if states[0].Hits != 2000 || states[0].Gaps != 0 || len(b.found) != 0 {
+				t.Errorf("%+v, %+v", states, b.found)
+			}
+			continue
+		}
+		if len(found) < 2 || states[0].Gaps == 0 {
+			t.Fatalf("%+v, %+v, in %v", states, found, took)
+		}
+		first, second := found[0], found[1]
+		if first.Severity != detectors.Medium || first.Detector != "watcher" || first.Probe != "vfs_read" || first.Domain != "guest" || !strings.Contains(first.Message, "suspended") || !strings.Contains(first.Message, "50 hits") {
+			t.Errorf("%+v", first)
+		}
+		if second.Severity != detectors.Informational || !strings.Contains(second.Message, "armed again") || len(second.Facts) != 1 || second.Facts[0].Value < uint64(gapWindow) {
+			t.Errorf("%+v", second)
 		}
 	}
 }
