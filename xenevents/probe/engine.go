@@ -144,7 +144,7 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 	e := &Engine{
 		dom: full, log: o.Log, mem: guestmem.NewReader(dom),
 		probes: map[ID]*probe{}, due: never,
-		calls: callTable{max: cmp.Or(o.Calls, defaultCalls)}, maxSites: cmp.Or(o.Sites, defaultSites),
+		calls: callTable{max: max(cmp.Or(o.Calls, defaultCalls), 1)}, maxSites: max(cmp.Or(o.Sites, defaultSites), 1),
 		window:   max(cmp.Or(o.Window, defaultWindow), parts),
 		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),
 	}

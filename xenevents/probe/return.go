@@ -73,6 +73,13 @@ func (f *frame) ask(user *probe, h *Hit) {
 	if user.Thread == nil {
 		return
 	}
+	defer func() {
+		if r := recover(); r != nil {
+			user.Thread = nil
+			user.failed = fmt.Sprintf("panic: %v", r)
+			h.engine.log.Error("a probe that was asked for the thread panicked: it is not asked again", "probe", user.Name, "panic", r)
+		}
+	}()
 	if id, ok := user.Thread(h); ok {
 		f.thread = id
 	}

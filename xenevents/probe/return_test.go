@@ -442,3 +442,25 @@ func TestVerdictOnAReturn(t *testing.T) {
 	r.call(caller, 1, 2) // it is not asked any more
 	r.over(id, 3, 2, 1)
 }
+
+// TestThreadThatPanics is no harm to the guest.
+func TestThreadThatPanics(t *testing.T) {
+	r := newCalls(t, sim.Config{})
+	var n notes
+	asked := 0
+	id := r.request(probe.Request{At: sum, Return: true, Decide: n.decide("s"), Thread: func(*probe.Hit) (uint64, bool) {
+		if asked++; asked == 4 {
+			panic("broken")
+		}
+		return 1, true
+	}})
+	for range 3 {
+		if got := r.call(caller, 1, 2); got != 3 {
+			t.Errorf("it returned %d", got)
+		}
+	}
+	n.are(t, "s#1 s#1=3 s#2")
+	if s := r.status(id); s.State != probe.Failed || s.Hits != 3 || s.Hits != s.Returns+s.Lost || asked != 4 || !r.log.has("broken") {
+		t.Errorf("%+v, asked %d times", s, asked)
+	}
+}
