@@ -50,46 +50,59 @@ const parts = 8
 // usage is what a Budget bounds.
 type usage struct{ hits, stalled uint64 }
 
-// meter sums up usage over the last window.
+// meter compares usage over the last window with a Budget. A hit adds to the
+// present part, and looks whether that exceeds what the parts before it have left.
 type meter struct {
-	parts [parts]usage
-	sum   usage
-	now   int    // the part that is filled
-	ends  uint64 // when that part ends, in ticks
+	now, left usage
+	ends      uint64 // when the present part ends, in ticks
+	parts     [parts]usage
+	at        int // the present part
 }
 
-// add counts a hit. part is a window's 1/parts, in ticks.
-func (m *meter) add(now, part, stalled uint64) {
-	if now >= m.ends {
-		m.slide(now, part)
-	}
-	p := &m.parts[m.now]
-	p.hits++
-	p.stalled += stalled
-	m.sum.hits++
-	m.sum.stalled += stalled
+// add counts a hit, and says whether the budget is exceeded.
+func (m *meter) add(stalled uint64) (over bool) {
+	m.now.hits++
+	m.now.stalled += stalled
+	return m.now.hits > m.left.hits || m.now.stalled > m.left.stalled
 }
 
-func (m *meter) slide(now, part uint64) {
+// slide goes on to the present part; part is how long each is, in ticks.
+func (m *meter) slide(now, part uint64, b *Budget) {
 	if now-m.ends >= parts*part {
-		*m = meter{ends: now + part}
+		*m = meter{ends: now + part, left: usage{b.Hits, b.Stalled}}
 		return
 	}
 	for ; now >= m.ends; m.ends += part {
-		m.now = (m.now + 1) % parts
-		old := &m.parts[m.now]
-		m.sum.hits -= old.hits
-		m.sum.stalled -= old.stalled
-		*old = usage{}
+		m.parts[m.at] = m.now
+		m.at = (m.at + 1) % parts
+		m.now, m.parts[m.at] = usage{}, usage{}
+	}
+	m.left = usage{b.Hits, b.Stalled}
+	for i := range m.parts {
+		m.left.hits -= min(m.left.hits, m.parts[i].hits)
+		m.left.stalled -= min(m.left.stalled, m.parts[i].stalled)
+	}
+	if b.Hits == Unlimited {
+		m.left.hits = Unlimited
+	}
+	if b.Stalled == Unlimited {
+		m.left.stalled = Unlimited
 	}
 }
 
-// over says whether a budget is exceeded.
-func (u *usage) over(b *Budget) bool { return u.hits > b.Hits || u.stalled > b.Stalled }
+// sum is the usage of the window.
+func (m *meter) sum() (u usage) {
+	u = m.now
+	for i := range m.parts {
+		u.hits += m.parts[i].hits
+		u.stalled += m.parts[i].stalled
+	}
+	return u
+}
 
-// why says by what.
-func (u *usage) why(b *Budget) string {
-	if u.hits > b.Hits {
+// why says what of a budget is exceeded.
+func (m *meter) why(b *Budget) string {
+	if m.now.hits > m.left.hits {
 		return fmt.Sprintf("more than %d hits in a window", b.Hits)
 	}
 	return fmt.Sprintf("vCPUs waited for more than %d ticks in a window", b.Stalled)
@@ -104,48 +117,55 @@ func since(now, then uint64) uint64 {
 }
 
 // charge puts a hit on the bills of all for whom the int3 is there, and of the
-// domain.
+// domain. It is done at each hit: of what is rare it does nothing itself.
 func (e *Engine) charge(p *patch, site *site) (err error) {
 	now := e.clock()
-	spent, waited := since(now, e.tick), since(now, e.began)
+	spent := since(now, e.tick)
 	e.tick = now
 	for _, user := range p.users {
-		err = either(err, e.bill(user, now, spent))
-	}
-	if site != nil {
-		for _, user := range site.users {
-			err = either(err, e.bill(user, now, spent))
+		if now >= user.meter.ends {
+			user.meter.slide(now, e.part, &user.budget)
+		}
+		if user.meter.add(spent) && !user.suspended {
+			err = either(err, e.suspend(user, now, user.meter.why(&user.budget)))
 		}
 	}
-	e.meter.add(now, e.part, waited)
-	if e.meter.sum.over(&e.budget) {
+	if site != nil {
+		err = either(err, e.chargeSite(site, now, spent))
+	}
+	if now >= e.meter.ends {
+		e.meter.slide(now, e.part, &e.budget)
+	}
+	if e.meter.add(since(now, e.began)) {
 		err = either(err, e.relieve(now))
 	}
 	return err
 }
 
-func (e *Engine) bill(user *probe, now, spent uint64) error {
-	if user.suspended {
-		return nil
+func (e *Engine) chargeSite(s *site, now, spent uint64) (err error) {
+	for _, user := range s.users {
+		if now >= user.meter.ends {
+			user.meter.slide(now, e.part, &user.budget)
+		}
+		if user.meter.add(spent) && !user.suspended {
+			err = either(err, e.suspend(user, now, user.meter.why(&user.budget)))
+		}
 	}
-	user.meter.add(now, e.part, spent)
-	if !user.meter.sum.over(&user.budget) {
-		return nil
-	}
-	return e.suspend(user, now, user.meter.sum.why(&user.budget))
+	return err
 }
 
 // relieve suspends the probe that costs the domain most.
 func (e *Engine) relieve(now uint64) error {
-	why := e.meter.sum.why(&e.budget)
+	why := e.meter.why(&e.budget)
 	e.meter = meter{} // the next one gets a window of its own
 	var most *probe
+	var worst uint64
 	for _, user := range e.probes {
 		if user.suspended || user.budget == (Budget{Unlimited, Unlimited}) {
 			continue
 		}
-		if most == nil || user.meter.sum.stalled > most.meter.sum.stalled {
-			most = user
+		if u := user.meter.sum(); most == nil || u.stalled > worst {
+			most, worst = user, u.stalled
 		}
 	}
 	if most == nil {

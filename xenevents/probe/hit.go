@@ -106,7 +106,9 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 			continue
 		}
 		h.Probe, h.Seq = user.id, user.hits
-		e.ask(user, h)
+		if v := e.decide(user, h); v.Action != Continue {
+			h.heed(user, v)
+		}
 	}
 	if returns {
 		err = either(err, e.enter(h, p))
@@ -121,12 +123,8 @@ func (u *probe) sees(h *Hit) bool {
 	return !u.suspended && (kernelHalf(u.At) || h.Space == u.Space || h.Space == u.Twin && u.Twin.Root != 0)
 }
 
-// ask asks one subscriber.
-func (e *Engine) ask(user *probe, h *Hit) {
-	v := e.decide(user, h)
-	if v.Action == Continue {
-		return
-	}
+// heed takes a verdict into account.
+func (h *Hit) heed(user *probe, v Verdict) {
 	user.changed++
 	if h.verdict.Action == Continue {
 		h.verdict = v

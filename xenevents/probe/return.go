@@ -289,7 +289,9 @@ func (e *Engine) returned(h *Hit, s *site) error {
 			continue
 		}
 		h.Probe, h.Seq, h.Return, h.Took = c.user.id, c.seq, true, since(e.tick, c.since)
-		e.ask(c.user, h)
+		if v := e.decide(c.user, h); v.Action != Continue {
+			h.heed(c.user, v)
+		}
 	}
 	h.Return, h.Took = false, 0
 	return err
