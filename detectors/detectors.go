@@ -27,6 +27,12 @@ type ProbeSpec struct {
 	// Handle is called at each hit while the vCPU waits: it must be quick and
 	// must not block or keep the Hit. nil counts.
 	Handle Handler
+	// Return asks for the end of each call, too: Handle is called once more for it.
+	// Only at a function's entry.
+	Return bool
+	// Vital: it stays armed however much it costs, as a gap would be worse. Others
+	// are suspended for a while when they have too many hits; a finding says so.
+	Vital bool
 }
 
 // Handler turns a hit into what happens next.
@@ -51,8 +57,10 @@ type Verdict struct {
 // Hit is one execution of a probed instruction, before it ran. It is valid
 // while the Handler runs. What it reads is the guest's: it may lie.
 type Hit interface {
-	// Seq counts the hits of this probe, from 1.
+	// Seq counts the hits of this probe, from 1. A return has that of its entry.
 	Seq() uint64
+	// Return says what the call returned: ok is false at its entry.
+	Return() (r Return, ok bool)
 	VCPU() xenevents.VCPU
 	// Registers are the vCPU's; they must not be changed.
 	Registers() *xenevents.Registers
@@ -69,6 +77,12 @@ type Hit interface {
 	CanDeny() error
 	// Process is who runs. ok is false where that can't be found out.
 	Process() (p Process, ok bool)
+}
+
+// Return is the end of a call.
+type Return struct {
+	Value uint64
+	Ticks uint64 // that it took, with the cost of hits meanwhile
 }
 
 // ErrDenied says that another detector refuses a call already: it does not run,

@@ -83,8 +83,37 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 	if loc.Offset == 0 {
 		h.args = argsOf(b.kernel, loc.Symbol)
 	}
-	id, err := b.engine.Add(ctx, probe.Request{Name: spec.Name, At: at, Space: b.kernel.Space, Decide: b.decide(d, spec, h)})
+	request := probe.Request{Name: spec.Name, At: at, Space: b.kernel.Space, Decide: b.decide(d, spec, h)}
+	request.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
+	if spec.Return {
+		if err := loc.MayReturn(); err != nil {
+			return Bound{}, err
+		}
+		request.Return, request.Thread = true, b.thread
+	}
+	if spec.Vital {
+		request.Budget = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
+	}
+	id, err := b.engine.Add(ctx, request)
 	return Bound{Spec: spec, ID: id, At: at}, err
+}
+
+// thread says who runs.
+func (b *Binder) thread(h *probe.Hit) (uint64, bool) {
+	id, err := b.kernel.CurrentThread(h.Regs, h.ReadUint64)
+	return uint64(id), err == nil
+}
+
+// gap is the finding that a probe sees nothing for a while, or does again.
+func (b *Binder) gap(d detectors.Detector, spec detectors.ProbeSpec, g *probe.Gap) *detectors.Finding {
+	f := &detectors.Finding{Time: time.Now(), Domain: b.domain.Name, DomainID: b.domain.ID, Detector: d.Name(), Probe: spec.At}
+	if g.Over {
+		f.Message = "the probe is armed again: what happened meanwhile was not seen"
+		f.Facts = []detectors.Fact{{Name: "ticks", Value: g.Ticks}}
+		return f
+	}
+	f.Severity, f.Message = detectors.Medium, "the probe is suspended, and sees nothing for a while: "+g.Why
+	return f
 }
 
 // decide turns the engine's hit into the detector's, and its outcome into a
@@ -140,7 +169,17 @@ func (h *hit) Seq() uint64                     { return h.Hit.Seq }
 func (h *hit) VCPU() xenevents.VCPU            { return h.Hit.VCPU }
 func (h *hit) Registers() *xenevents.Registers { return h.Regs }
 
+func (h *hit) Return() (detectors.Return, bool) {
+	if !h.Hit.Return {
+		return detectors.Return{}, false
+	}
+	return detectors.Return{Value: h.Regs.RAX, Ticks: h.Took}, true
+}
+
 func (h *hit) Arg(n int) (uint64, error) {
+	if h.Hit.Return {
+		return 0, errors.New("the call is over: its arguments were seen at its entry")
+	}
 	if n < 0 || n >= len(h.args) {
 		return 0, fmt.Errorf("there is no argument %d here", n)
 	}
@@ -148,6 +187,9 @@ func (h *hit) Arg(n int) (uint64, error) {
 }
 
 func (h *hit) Args() []detectors.Arg {
+	if h.Hit.Return {
+		return nil
+	}
 	all := make([]detectors.Arg, len(h.args))
 	for i := range h.args {
 		a := &h.args[i]

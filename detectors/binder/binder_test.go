@@ -19,12 +19,16 @@ import (
 const (
 	entry    = 0xffffffff81800040 // of all the kernel's functions here
 	function = 0xffffffff81800800
+	caller   = function + 0x42 // calls it
 	bannerAt = 0xffffffff82000000
 	rootAt   = 0xffffffff82a10000
 	percpu   = 0xffff888000000000
 	stack    = 0xffffc90000001000
 	slide    = 4 << 20
 )
+
+// gapWindow is of budgets: long enough for their hits on a slow machine.
+const gapWindow = 100 * time.Millisecond
 
 // bench is a guest of the simulator that an engine watches.
 type bench struct {
@@ -54,6 +58,7 @@ func newBench(t *testing.T) *bench {
 	s := b.g.NewSpace()
 	code := make([]byte, 4096)
 	copy(code[function&0xfff:], []byte{0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xc3}) // endbr64; push rbp; pop rbp; ret
+	copy(code[caller&0xfff:], []byte{0xe8, 0xb9, 0xff, 0xff, 0xff, 0x90, 0xc3})   // call function; nop; ret: two bytes behind it
 	s.Page(entry&^0xfff+slide, code...)
 	s.Page(bannerAt+slide, []byte("Linux version 6\n\x00")...)
 	s.Map(rootAt+slide, xenevents.GPA(s.CR3()).GFN())
@@ -70,7 +75,7 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.engine, err = probe.New(dom, probe.Options{}); err != nil {
+	if b.engine, err = probe.New(dom, probe.Options{Window: uint64(gapWindow), Budget: probe.Budget{Hits: 50, Stalled: probe.Unlimited}}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -93,9 +98,15 @@ func newBench(t *testing.T) *bench {
 // call runs the function, and returns what RAX was after it.
 func (b *bench) call(t *testing.T, args ...uint64) (rax uint64) {
 	t.Helper()
+	return b.callAt(t, function, args...)
+}
+
+// callAt does so with any function.
+func (b *bench) callAt(t *testing.T, at xenevents.GVA, args ...uint64) (rax uint64) {
+	t.Helper()
 	v := b.g.VCPU(0)
 	v.Set(func(r *xenevents.Registers) { r.RAX = 0x77 })
-	v.Run(sim.Call(function+slide, args...), sim.See(func(r xenevents.Registers) { rax = r.RAX }))
+	v.Run(sim.Call(at+slide, args...), sim.See(func(r xenevents.Registers) { rax = r.RAX }))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := v.Wait(ctx); err != nil {
@@ -279,5 +290,130 @@ func TestBindIsAllOrNothing(t *testing.T) {
 	}
 	if all, _, err := b.engine.Probes(t.Context()); err != nil || len(all) != 1 || all[0].Hits != 3 || all[0].Name != "watch vfs_read" {
 		t.Errorf("%+v, %v", all, err)
+	}
+}
+
+// returner asks for returns.
+type returner struct {
+	watcher
+	vital bool
+}
+
+func (w *returner) Probes() []detectors.ProbeSpec {
+	all := w.watcher.Probes()
+	for i := range all {
+		all[i].Return, all[i].Vital = true, w.vital
+	}
+	return all
+}
+
+func TestReturn(t *testing.T) {
+	b := newBench(t)
+	type seen struct {
+		seq   uint64
+		value uint64
+		over  bool
+		args  int
+		arg   error
+		deny  error
+		pid   uint32
+	}
+	var all []seen
+	w := &returner{watcher: watcher{at: []string{"vfs_read"}, handle: func(h detectors.Hit) detectors.Outcome {
+		r, over := h.Return()
+		p, _ := h.Process()
+		s := seen{seq: h.Seq(), value: r.Value, over: over, args: len(h.Args()), deny: h.CanDeny(), pid: p.PID}
+		_, s.arg = h.Arg(0)
+		all = append(all, s)
+		return detectors.Outcome{Verdict: detectors.Verdict{Deny: over}} // in vain
+	}}}
+	bound, err := b.binder.Bind(t.Context(), w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := b.callAt(t, caller, 1, 2); got != 0x77 {
+			t.Errorf("it returned %#x", got)
+		}
+	}
+	if len(all) != 4 {
+		t.Fatalf("%+v", all)
+	}
+	for i, s := range all {
+		over := i%2 == 1
+		if s.seq != uint64(i/2+1) || s.over != over || s.over && (s.value != 0x77 || s.args != 0) || !s.over && s.args != 2 || (s.arg != nil) != over || (s.deny != nil) != over || s.pid != 6 {
+			t.Errorf("%d: %+v", i, s)
+		}
+	}
+	states, stats, err := b.engine.Probes(t.Context())
+	if err != nil || states[0].Returns != 2 || states[0].Lost != 0 || stats.Calls != 0 {
+		t.Errorf("%v, %+v, %+v", err, states, stats)
+	}
+	if err := b.binder.Unbind(t.Context(), bound); err != nil {
+		t.Error(err)
+	}
+	for at, says := range map[string]string{"vfs_read+4": "first instruction", "do_exit": "does not return"} {
+		if _, err := b.binder.Bind(t.Context(), &returner{watcher: watcher{at: []string{at}}}); err == nil {
+			t.Errorf("%s: no error", at)
+		} else if at != "do_exit" && !strings.Contains(err.Error(), says) { // which this profile has not
+			t.Errorf("%s: %v", at, err)
+		}
+		if l, err := ParseLocation(at); err != nil || l.MayReturn() == nil || !strings.Contains(l.MayReturn().Error(), says) {
+			t.Errorf("%s: %v, %v", at, err, l.MayReturn())
+		}
+	}
+	for _, at := range []string{"vfs_read", "0xffffffff81000000", "m!do_exit"} {
+		if l, err := ParseLocation(at); err != nil || l.MayReturn() != nil {
+			t.Errorf("%s: %v, %v", at, err, l.MayReturn())
+		}
+	}
+}
+
+// TestGap: a probe that is over its budget is a finding, and so is its end; a
+// vital one goes on.
+func TestGap(t *testing.T) {
+	for _, vital := range []bool{false, true} {
+		b := newBench(t)
+		if _, err := b.binder.Bind(t.Context(), &returner{watcher{at: []string{"vfs_read"}}, vital}); err != nil {
+			t.Fatal(err)
+		}
+		v := b.g.VCPU(0)
+		began := time.Now()
+		v.Run(sim.Repeat(2000, sim.Call(function+slide, 1))...)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if err := v.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+		took := time.Since(began)
+		var found []detectors.Finding
+		for len(found) < 2 && ctx.Err() == nil && !vital {
+			if err := b.engine.Do(ctx, func(xenevents.Domain) error {
+				found = append([]detectors.Finding(nil), b.found...)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		states, _, err := b.engine.Probes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if vital {
+			if states[0].Hits != 2000 || states[0].Gaps != 0 || len(b.found) != 0 {
+				t.Errorf("%+v, %+v", states, b.found)
+			}
+			continue
+		}
+		if len(found) < 2 || states[0].Gaps == 0 {
+			t.Fatalf("%+v, %+v, in %v", states, found, took)
+		}
+		first, second := found[0], found[1]
+		if first.Severity != detectors.Medium || first.Detector != "watcher" || first.Probe != "vfs_read" || first.Domain != "guest" || !strings.Contains(first.Message, "suspended") || !strings.Contains(first.Message, "50 hits") {
+			t.Errorf("%+v", first)
+		}
+		if second.Severity != detectors.Informational || !strings.Contains(second.Message, "armed again") || len(second.Facts) != 1 || second.Facts[0].Value < uint64(gapWindow) {
+			t.Errorf("%+v", second)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package binder
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -53,6 +54,22 @@ func ParseLocation(text string) (Location, error) {
 		l.Offset = v
 	}
 	return l, nil
+}
+
+// endless are the functions of Linux that are known not to return. A probe would
+// wait for ever where they were called, and many others come by there.
+var endless = []string{"do_exit", "do_group_exit", "make_task_dead", "rewind_stack_and_make_dead", "__x64_sys_exit", "__x64_sys_exit_group", "__ia32_sys_exit", "__ia32_sys_exit_group",
+	"kthread_exit", "kthread_complete_and_exit", "panic", "do_task_dead", "cpu_startup_entry", "rest_init", "start_kernel", "__stack_chk_fail"}
+
+// MayReturn says why a location is no place for a probe of returns, if it is none.
+func (l Location) MayReturn() error {
+	switch {
+	case l.Symbol != "" && l.Offset != 0:
+		return fmt.Errorf("returns are seen from a function's first instruction on: %s, not %s+%#x", l.Symbol, l.Symbol, l.Offset)
+	case l.Module == "" && slices.Contains(endless, l.Symbol):
+		return fmt.Errorf("%s does not return", l.Symbol)
+	}
+	return nil
 }
 
 // isName says whether s can be a symbol of a kernel.

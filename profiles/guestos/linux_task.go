@@ -61,6 +61,33 @@ func (k *Kernel) findTaskLayout() (t taskLayout) {
 	return t
 }
 
+// CurrentThread is the number of the thread that a vCPU runs (Task.PID), for the
+// price of two words. load reads one of guest memory as the vCPU sees it.
+func (k *Kernel) CurrentThread(regs *xenevents.Registers, load func(xenevents.GVA) (uint64, error)) (uint32, error) {
+	k.taskOnce.Do(func() { k.task = k.findTaskLayout() })
+	l := &k.task
+	if l.err != nil {
+		return 0, fmt.Errorf("the running thread: %w", l.err)
+	}
+	task, err := load(xenevents.GVA(l.gs(regs) + l.current))
+	if err != nil {
+		return 0, fmt.Errorf("the running thread: %w", err)
+	}
+	pid, err := load(xenevents.GVA(task + l.pid))
+	if err != nil {
+		return 0, fmt.Errorf("the running thread: %w", err)
+	}
+	return uint32(pid), nil
+}
+
+// gs is the kernel's GS base.
+func (l *taskLayout) gs(regs *xenevents.Registers) uint64 {
+	if regs.CPL() != 0 {
+		return regs.ShadowGS
+	}
+	return regs.GSBase
+}
+
 // CurrentTask finds the task that a vCPU runs in the kernel, where its GS base
 // is the kernel's. read reads guest memory as the vCPU sees it.
 func (k *Kernel) CurrentTask(regs *xenevents.Registers, read func([]byte, xenevents.GVA) (int, error)) (Task, error) {
@@ -69,12 +96,8 @@ func (k *Kernel) CurrentTask(regs *xenevents.Registers, read func([]byte, xeneve
 	if l.err != nil {
 		return Task{}, fmt.Errorf("the running task: %w", l.err)
 	}
-	gs := regs.GSBase
-	if regs.CPL() != 0 {
-		gs = regs.ShadowGS
-	}
 	var b [commLen]byte
-	if _, err := read(b[:8], xenevents.GVA(gs+l.current)); err != nil {
+	if _, err := read(b[:8], xenevents.GVA(l.gs(regs)+l.current)); err != nil {
 		return Task{}, fmt.Errorf("the running task: %w", err)
 	}
 	task := binary.LittleEndian.Uint64(b[:])

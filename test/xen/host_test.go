@@ -140,16 +140,22 @@ func monitorFiles(t *testing.T, cfg lab.Config, programs ...string) []lab.File {
 // report is what the monitor test/xen/hits prints at its end.
 type report struct {
 	Probe struct {
-		Hits, Changed uint64
-		Insn          string
-		State, Step   int
+		Hits, Changed, Passed, Returns, Lost, Gaps, GapTicks uint64
+		Insn                                                 string
+		State, Step                                          int
 	}
 	Stats struct {
 		Events                            map[string]uint64
 		Reinjected, Stale, Reads, Writes  uint64
 		Batches, Ticks, MaxTicks, Shadows uint64
+		Calls, Sites, StaleCalls, Evicted uint64
 	}
-	Sum, Matched uint64
+	Sum, Matched, Unpaired uint64
+	Values                 map[int64]uint64
+	Gaps                   []struct {
+		Over  bool
+		Ticks uint64
+	}
 }
 
 // monitor is a running test/xen/hits in dom0.

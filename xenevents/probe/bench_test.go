@@ -2,6 +2,7 @@ package probe_test
 
 import (
 	"context"
+	"encoding/binary"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -17,6 +18,13 @@ type memory struct {
 	*sim.Domain
 	all  []byte
 	feed *feed
+	tick uint64
+}
+
+// Ticks is as cheap as a TSC.
+func (m *memory) Ticks() uint64 {
+	m.tick++
+	return m.tick
 }
 
 func (m *memory) ReadGPA(p []byte, at xenevents.GPA) (int, error) { return copy(p, m.all[at:]), nil }
@@ -40,6 +48,8 @@ type events struct {
 type feed struct {
 	*sim.Events
 	event       xenevents.Event
+	then        *xenevents.Event // every second one is this
+	odd         bool
 	batch       int
 	todo        int
 	start       chan events
@@ -66,6 +76,10 @@ func (f *feed) Next(ctx context.Context, batch []xenevents.Event) (int, error) {
 	n := min(f.batch, f.todo)
 	for i := range n {
 		batch[i] = f.event
+		if f.odd && f.then != nil {
+			batch[i] = *f.then
+		}
+		f.odd = !f.odd
 	}
 	f.todo -= n
 	return n, nil
@@ -94,22 +108,25 @@ func BenchmarkHit(b *testing.B) {
 		batch  int
 		pages  int // with another probe in each
 		decide func(*probe.Hit) probe.Verdict
+		// returns: every second hit is one.
+		returns bool
 	}{
-		{"nobody asked", probe.Emulate, 1, 0, nil},
-		{"arguments", probe.Emulate, 1, 0, args},
-		{"arguments, batch of 8", probe.Emulate, 8, 0, args},
-		{"arguments, fast step", probe.FastStep, 1, 0, args},
-		{"arguments, 1000 pages", probe.Emulate, 1, 1000, args},
+		{"nobody asked", probe.Emulate, 1, 0, nil, false},
+		{"arguments", probe.Emulate, 1, 0, args, false},
+		{"arguments, batch of 8", probe.Emulate, 8, 0, args, false},
+		{"arguments, fast step", probe.FastStep, 1, 0, args, false},
+		{"arguments, 1000 pages", probe.Emulate, 1, 1000, args, false},
 		{"64 bytes", probe.Emulate, 1, 0, func(h *probe.Hit) probe.Verdict {
 			if _, err := h.Read(buf[:], dataAt); err != nil {
 				panic(err)
 			}
 			return probe.Verdict{}
-		}},
-		{"deny", probe.Emulate, 1, 0, func(*probe.Hit) probe.Verdict { return probe.Verdict{Action: probe.Deny} }},
+		}, false},
+		{"deny", probe.Emulate, 1, 0, func(*probe.Hit) probe.Verdict { return probe.Verdict{Action: probe.Deny} }, false},
+		{"return", probe.Emulate, 1, 0, args, true},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			hit := newFeed(b, c.step, c.batch, c.pages, c.decide)
+			hit := newFeed(b, c.batch, c.pages, probe.Request{Step: c.step, Decide: c.decide, Return: c.returns})
 			b.ReportAllocs()
 			b.ResetTimer()
 			hit(b.N)
@@ -120,13 +137,17 @@ func BenchmarkHit(b *testing.B) {
 // TestHitAllocatesNothing: a garbage collection in the middle of a hit is one that
 // all vCPUs wait for.
 func TestHitAllocatesNothing(t *testing.T) {
-	for _, v := range []probe.Verdict{{}, {Action: probe.Deny}} {
-		hit := newFeed(t, probe.Auto, 1, 0, func(h *probe.Hit) probe.Verdict {
+	for i, v := range []probe.Verdict{{}, {Action: probe.Deny}, {}} {
+		returns := 0
+		hit := newFeed(t, 1, 0, probe.Request{Return: i == 2, Decide: func(h *probe.Hit) probe.Verdict {
 			if _, err := h.ReadUint64(dataAt); err != nil {
 				panic(err)
 			}
+			if h.Return {
+				returns++
+			}
 			return v
-		})
+		}, Thread: func(*probe.Hit) (uint64, bool) { return 5, true }})
 		const hits = 10_000
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -135,22 +156,28 @@ func TestHitAllocatesNothing(t *testing.T) {
 		if n := after.Mallocs - before.Mallocs; n > hits/10 { // other goroutines allocate as well
 			t.Errorf("%v: %d allocations", v.Action, n)
 		}
+		if i == 2 && returns != hits/2 {
+			t.Errorf("%d returns of %d hits", returns, hits)
+		}
 	}
 }
 
 // newFeed returns what has an engine serve n hits.
-func newFeed(tb testing.TB, step probe.StepOver, batch, pages int, decide func(*probe.Hit) probe.Verdict) func(n int) {
+func newFeed(tb testing.TB, batch, pages int, q probe.Request) func(n int) {
 	tb.Helper()
-	const frames = 4096
+	const frames, pagesAt = 4096, otherAt + 16*xenevents.PageSize
 	h := sim.NewHost()
 	g := h.Add(sim.Config{ID: 1, Frames: frames})
 	s := g.NewSpace()
 	at := codeAt + 0x10
 	gfn := s.Page(codeAt, append(make([]byte, 0x10), code[at]...)...)
 	s.Page(dataAt)
-	s.Page(stackAt)
+	const call = otherAt + 0x100
+	site := s.Page(call, append(rel(0xe8, call, at), 0x90)...)
+	g.Poke(site.GPA()+0x100, append(rel(0xe8, call, at), 0x90))
+	s.Page(stackAt, binary.LittleEndian.AppendUint64(nil, uint64(call+5))...)
 	for i := range pages {
-		s.Page(otherAt+xenevents.GVA(i)*xenevents.PageSize, 0x90, 0xc3)
+		s.Page(pagesAt+xenevents.GVA(i)*xenevents.PageSize, 0x90, 0xc3)
 	}
 	dom, err := h.Open(context.Background(), 1)
 	if err != nil {
@@ -159,6 +186,12 @@ func newFeed(tb testing.TB, step probe.StepOver, batch, pages int, decide func(*
 	f := &feed{batch: batch, start: make(chan events), interrupted: make(chan struct{}, 100)}
 	f.event = xenevents.Event{Kind: xenevents.KindInt3, Paused: true, GFN: gfn, InsnLen: 1, Regs: g.VCPU(0).Registers()}
 	f.event.Regs.RIP, f.event.Regs.RSP, f.event.Regs.CR3 = uint64(at), uint64(stackAt), s.CR3()
+	if q.Return {
+		then := f.event
+		then.GFN, then.Regs.RIP = site, uint64(call+5)
+		then.Regs.RSP += 8
+		f.then = &then
+	}
 	engine, err := probe.New(&memory{Domain: dom.(*sim.Domain), all: g.Peek(0, frames*xenevents.PageSize), feed: f}, probe.Options{})
 	if err != nil {
 		tb.Fatal(err)
@@ -178,9 +211,10 @@ func newFeed(tb testing.TB, step probe.StepOver, batch, pages int, decide func(*
 			tb.Fatal(err)
 		}
 	}
-	add(probe.Request{At: at, Step: step, Decide: decide})
+	q.At, q.Budget = at, probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
+	add(q)
 	for i := range pages {
-		add(probe.Request{At: otherAt + xenevents.GVA(i)*xenevents.PageSize})
+		add(probe.Request{At: pagesAt + xenevents.GVA(i)*xenevents.PageSize})
 	}
 	return func(n int) {
 		done := make(chan struct{})

@@ -3,6 +3,7 @@ package probe
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -31,19 +32,47 @@ func (e *Engine) add(r Request) (ID, error) {
 		return 0, fmt.Errorf("probe %q: %w", r.Name, err)
 	}
 	e.lastID++
-	user := &probe{Request: r, id: e.lastID, patch: p}
+	user := &probe{Request: r, id: e.lastID, patch: p, budget: r.Budget.or(e.each)}
 	p.users = append(p.users, user)
+	if err := e.fit(p); err != nil {
+		p.users = p.users[:len(p.users)-1]
+		return 0, fmt.Errorf("probe %q: %w", r.Name, errors.Join(err, e.fit(p)))
+	}
 	e.probes[user.id] = user
 	return user.id, nil
+}
+
+// fit has the int3 of a patch in place where somebody needs it, and takes the
+// patch away where nobody does any more.
+func (e *Engine) fit(p *patch) error {
+	if len(p.users) == 0 && p.site == nil {
+		return e.set.Remove(p.hidden)
+	}
+	needed := p.site != nil && p.site.calls > 0
+	for _, user := range p.users {
+		needed = needed || !user.suspended
+	}
+	if needed != p.hidden.Withdrawn {
+		return nil
+	}
+	return e.set.Withdraw(p.hidden, !needed)
 }
 
 // patchAt finds the patch at an address or makes one.
 func (e *Engine) patchAt(r Request, at xenevents.GPA) (*patch, error) {
 	if hidden, _ := e.set.Find(at.GFN(), at.Offset()); hidden != nil {
 		p := hidden.Owner.(*patch)
-		if r.Step != Auto && r.Step != p.step {
+		if r.Step == Auto || r.Step == p.step {
+			return p, nil
+		}
+		if len(p.users) > 0 {
 			return nil, fmt.Errorf("another probe is at %v and steps over it by %v", r.At, p.step)
 		}
+		step, err := e.chooseStep(r.Step, p.insn) // to returns all ways are as good
+		if err != nil {
+			return nil, fmt.Errorf("at %v: %w", r.At, err)
+		}
+		p.step = step
 		return p, nil
 	}
 	var original [shadow.MaxInsn]byte
@@ -90,20 +119,21 @@ func (e *Engine) chooseStep(asked StepOver, in insn) (StepOver, error) {
 
 // Remove takes a probe out: when it returns the guest does not hit it any more.
 // The copy of its page goes a moment later, when no vCPU is in the middle of an
-// answer (Stats.Shadows tells).
+// answer (Stats.Shadows tells). Calls that are under way return without a hit.
 func (e *Engine) Remove(ctx context.Context, id ID) error {
 	return e.call(ctx, func() error {
 		user := e.probes[id]
 		if user == nil {
 			return fmt.Errorf("there is no probe %d", id)
 		}
-		delete(e.probes, id)
-		p := user.patch
-		p.users = slices.DeleteFunc(p.users, func(u *probe) bool { return u == user })
-		if len(p.users) > 0 {
-			return nil
+		if user.suspended {
+			e.resume(user, e.clock())
 		}
-		return e.set.Remove(p.hidden)
+		// Calls under way return as if there had been no probe.
+		err := errors.Join(e.forget(user), e.leaveSites(user))
+		delete(e.probes, id)
+		user.patch.users = slices.DeleteFunc(user.patch.users, func(u *probe) bool { return u == user })
+		return errors.Join(err, e.fit(user.patch))
 	})
 }
 
@@ -113,11 +143,11 @@ func (e *Engine) Probes(ctx context.Context) ([]Status, Stats, error) {
 	var stats Stats
 	err := e.call(ctx, func() error {
 		for _, user := range e.probes {
-			all = append(all, user.status())
+			all = append(all, e.status(user))
 		}
 		slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.ID, b.ID) })
 		stats = e.stats
-		stats.Shadows = e.set.Pages()
+		stats.Shadows, stats.Calls, stats.Sites = e.set.Pages(), e.calls.n, len(e.sites)
 		stats.Events = map[string]uint64{}
 		for kind, n := range e.kinds {
 			if n > 0 {
@@ -129,11 +159,18 @@ func (e *Engine) Probes(ctx context.Context) ([]Status, Stats, error) {
 	return all, stats, err
 }
 
-func (u *probe) status() Status {
-	s := Status{ID: u.id, Name: u.Name, At: u.At, Step: u.patch.step, Insn: u.patch.insn.text, Hits: u.hits, Changed: u.changed}
+func (e *Engine) status(u *probe) Status {
+	s := Status{
+		ID: u.id, Name: u.Name, At: u.At, Step: u.patch.step, Insn: u.patch.insn.text,
+		Hits: u.hits, Changed: u.changed, Passed: u.passed, Returns: u.returns, Lost: u.lost, Gaps: u.gaps, GapTicks: u.gapTicks,
+	}
 	switch {
 	case u.failed != "":
 		s.State, s.Detail = Failed, u.failed
+	case u.suspended:
+		now := e.clock()
+		s.GapTicks += since(now, u.out)
+		s.State, s.Detail = Suspended, fmt.Sprintf("%s; armed again in %d ticks", u.why, since(u.due, now))
 	case u.patch.hidden.Displaced:
 		s.State, s.Detail = Displaced, "the guest wrote other bytes there"
 	}

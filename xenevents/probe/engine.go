@@ -23,12 +23,22 @@ type Domain interface {
 	xenevents.Injector
 }
 
-// Clock is a driver that can read the TSC cheaply, for Stats.
+// Clock is a driver that can read the TSC cheaply. Where it is none, a tick is a
+// nanosecond.
 type Clock interface{ Ticks() uint64 }
 
-// Options tune an Engine.
+// Options tune an Engine. The zero value of each is a default.
 type Options struct {
 	Log *slog.Logger // nil: silent
+
+	// Window is what a Budget is for, in ticks.
+	Window uint64
+	// Budget is that of a probe whose Request has none, Domain that of all of
+	// them together.
+	Budget, Domain Budget
+	// Calls is how many calls may be under way whose returns are waited for; of
+	// more, the oldest is given up. Sites is to how many places they may return.
+	Calls, Sites int
 }
 
 // Engine serves one domain. Run belongs to one goroutine; the other methods may
@@ -49,12 +59,27 @@ type Engine struct {
 	kinds  [16]uint64 // events by kind: an array, as a map's entry would cost at each event
 	fast   bool       // Xen has fast single-step
 
+	calls    callTable
+	sites    []*site
+	maxSites int
+
+	window, part uint64 // of budgets, and by what it slides, in ticks
+	each, budget Budget // of a probe, of the domain
+	meter        meter
+	began, tick  uint64 // when the batch was there, and when its last event had its answer
+	suspended    int    // probes
+	due          uint64 // when the first of them is armed again
+	alarm        context.Context
+	alarmIn      time.Duration
+	cancelAlarm  context.CancelFunc
+
 	// What a hit needs, made once: what is passed to a driver or to Decide
 	// would be allocated at each hit otherwise.
 	now struct {
 		hit   Hit
 		reply xenevents.Reply
 		regs  xenevents.Registers
+		back  []call
 	}
 
 	commands chan command
@@ -68,6 +93,7 @@ type patch struct {
 	insn   insn
 	step   StepOver
 	users  []*probe
+	site   *site // calls of other probes return here
 }
 
 type probe struct {
@@ -75,7 +101,22 @@ type probe struct {
 	id            ID
 	patch         *patch
 	hits, changed uint64
+	passed        uint64
 	failed        string
+
+	returns, lost uint64
+	told          bool          // the log, that one can not be seen
+	noSite        xenevents.GVA // where a call came from that can't be probed
+
+	budget    Budget
+	meter     meter
+	suspended bool
+	why       string
+	out, due  uint64 // from when to when
+	rearmed   uint64 // the last time
+	backOff   uint
+	gaps      uint64
+	gapTicks  uint64 // of gaps that are over
 }
 
 // step is what a vCPU that runs one instruction in view 0 does it for.
@@ -102,10 +143,16 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		dom: full, log: o.Log, mem: guestmem.NewReader(dom),
-		clock:    func() uint64 { return 0 },
-		probes:   map[ID]*probe{},
+		probes: map[ID]*probe{}, due: never,
+		calls: callTable{max: max(cmp.Or(o.Calls, defaultCalls), 1)}, maxSites: max(cmp.Or(o.Sites, defaultSites), 1),
+		window:   max(cmp.Or(o.Window, defaultWindow), parts),
 		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),
 	}
+	e.part = e.window / parts
+	each, all := defaultBudgets(e.window)
+	e.each, e.budget = o.Budget.or(each), o.Domain.or(all)
+	began := time.Now()
+	e.clock = func() uint64 { return uint64(time.Since(began)) }
 	if c, ok := dom.(Clock); ok {
 		e.clock = c.Ticks
 	}
@@ -185,6 +232,7 @@ func (e *Engine) attach(ctx context.Context) (err error) {
 }
 
 func (e *Engine) serve(ctx context.Context) error {
+	defer e.endAlarm()
 	var batch [batchSize]xenevents.Event
 	for {
 		n, err := e.next(ctx, batch[:])
@@ -193,6 +241,11 @@ func (e *Engine) serve(ctx context.Context) error {
 		}
 		if n > 0 {
 			if err := e.batch(batch[:n]); err != nil {
+				return err
+			}
+		}
+		if e.suspended > 0 {
+			if err := e.rearm(); err != nil {
 				return err
 			}
 		}
@@ -213,31 +266,53 @@ func (e *Engine) serve(ctx context.Context) error {
 	}
 }
 
-// next waits for events; not for long while there is something to reclaim.
+// next waits for events; not for long while there is something to reclaim, or a
+// probe to be armed again.
 func (e *Engine) next(ctx context.Context, batch []xenevents.Event) (int, error) {
-	if !e.set.Idle() {
+	wait := time.Duration(0)
+	switch {
+	case !e.set.Idle() && e.suspended == 0:
 		return e.events.Next(ctx, batch)
+	case e.set.Idle():
+		wait = reclaimRetry
+	default:
+		wait = rearmLook
 	}
-	short, cancel := context.WithTimeout(ctx, reclaimRetry)
-	defer cancel()
-	n, err := e.events.Next(short, batch)
-	if err != nil && ctx.Err() == nil && errors.Is(err, short.Err()) {
+	// One context for many calls: a driver hooks into each that is new to it.
+	if e.alarm == nil || e.alarm.Err() != nil || wait < e.alarmIn {
+		e.endAlarm()
+		e.alarm, e.cancelAlarm = context.WithTimeout(ctx, wait)
+		e.alarmIn = wait
+	}
+	n, err := e.events.Next(e.alarm, batch)
+	if err != nil && ctx.Err() == nil && errors.Is(err, e.alarm.Err()) {
 		return 0, nil
 	}
 	return n, err
+}
+
+func (e *Engine) endAlarm() {
+	if e.alarm != nil {
+		e.cancelAlarm()
+		e.alarm = nil
+	}
 }
 
 // batch answers what the ring held. Next sends the replies: on one CPU by the
 // hypercall that lets the guest run.
 func (e *Engine) batch(events []xenevents.Event) error {
 	start := e.clock()
+	e.began, e.tick = start, start
 	var errs error
 	for i := range events {
 		if err := e.answer(&events[i]); err != nil {
 			errs = errors.Join(errs, err)
 		}
+		if events[i].Kind != xenevents.KindInt3 { // that reads the clock itself
+			e.tick = e.clock()
+		}
 	}
-	took := e.clock() - start
+	took := since(e.tick, start)
 	e.stats.Batches++
 	e.stats.Ticks += took
 	e.stats.MaxTicks = max(e.stats.MaxTicks, took)
@@ -297,6 +372,10 @@ const (
 	drainQuiet = 5 * time.Millisecond
 	drainLimit = 2 * time.Second
 )
+
+// rearmLook is how often the engine looks whether a probe's suspension is over:
+// ticks are no time that one could sleep for.
+const rearmLook = 5 * time.Millisecond
 
 // reclaimRetry is how long the guest runs between two tries to reclaim.
 const reclaimRetry = time.Millisecond

@@ -79,25 +79,56 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 }
 
 // hit asks the subscribers, in the order in which they came: the first verdict
-// other than Continue counts, but each sees the hit.
-func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
+// other than Continue counts, but each sees the hit. Those of calls that end here
+// come first.
+func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	h := &e.now.hit
 	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
+	site := p.site
+	if site != nil && site.calls == 0 {
+		site = nil // the int3 is there for others
+	}
+	if site != nil {
+		err = e.returned(h, site)
+	}
+	returns := false
 	for _, user := range p.users {
+		if !user.sees(h) {
+			if !user.suspended {
+				user.passed++
+				e.stats.Passed++
+			}
+			continue
+		}
 		user.hits++
+		returns = returns || user.Return
 		if user.Decide == nil || user.failed != "" {
 			continue
 		}
 		h.Probe, h.Seq = user.id, user.hits
-		v := e.decide(user, h)
-		if v.Action != Continue {
-			user.changed++
-			if h.verdict.Action == Continue {
-				h.verdict = v
-			}
+		if v := e.decide(user, h); v.Action != Continue {
+			h.heed(user, v)
 		}
 	}
-	return e.carryOut(ev, p, h)
+	if returns {
+		err = either(err, e.enter(h, p))
+	}
+	err = either(err, e.carryOut(ev, p, h))
+	return either(err, e.charge(p, site))
+}
+
+// sees says whether a hit at its address is one of the probe's. The kernel's half
+// is in all address spaces.
+func (u *probe) sees(h *Hit) bool {
+	return !u.suspended && (kernelHalf(u.At) || h.Space == u.Space || h.Space == u.Twin && u.Twin.Root != 0)
+}
+
+// heed takes a verdict into account.
+func (h *Hit) heed(user *probe, v Verdict) {
+	user.changed++
+	if h.verdict.Action == Continue {
+		h.verdict = v
+	}
 }
 
 // decide calls a subscriber. One that panics is not asked again: the guest must
@@ -111,7 +142,7 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 		}
 	}()
 	v = user.Decide(h)
-	if v.Action > SetRegs || v.Action == SetRegs && v.Regs == nil {
+	if v.Action > SetRegs || v.Action == SetRegs && v.Regs == nil || v.Action == Deny && h.Return {
 		panic("its verdict is none") // and must not keep others' from counting
 	}
 	return v

@@ -53,21 +53,47 @@ type Request struct {
 	// Name is for people; it shows in Status.
 	Name string
 	// At is the address of an instruction in Space: one of its first byte, or
-	// the guest's program is changed into another.
+	// the guest's program is changed into another. In the kernel's half (the
+	// upper one) each address space's hits count. In the lower one only Space's
+	// and Twin's do: those of others, where they share the frame, are passed.
 	At    xenevents.GVA
 	Space xenevents.AddressSpace
-	Step  StepOver
+	// Twin is the other address space of the same process, where the guest has
+	// KPTI: zero if there is none.
+	Twin xenevents.AddressSpace
+	Step StepOver
+	// Return asks for the end of each call as well: Decide is called once more,
+	// with Hit.Return, when the function has returned to its caller. Only for
+	// the first instruction of a function, where RSP points to the return
+	// address. In the lower half that is what the process says: what precedes
+	// it must look like a call, but only for a process that one trusts is it one.
+	Return bool
+	// Thread says who runs, for Return: what no two threads have that use the
+	// same stack one after the other. It is asked at entry and return, as Decide
+	// is. nil, or !ok: stack and registers alone tell.
+	Thread func(*Hit) (id uint64, ok bool)
+	// Budget is what the probe may cost; the zero value is Options.Budget.
+	Budget Budget
+	// Gap is told when the probe is suspended for its Budget, and when it is
+	// armed again, on the engine's goroutine. nil: it is logged and counted only.
+	Gap func(Gap)
 	// Decide is called at each hit, on the engine's goroutine, while the vCPU
 	// waits: it must be quick, must not block, and must not keep the Hit. nil
 	// counts, and lets the guest go on.
 	Decide func(*Hit) Verdict
 }
 
-// Hit is one execution of a probed instruction, before it ran. It is valid
-// during Decide only.
+// Hit is one execution of a probed instruction, before it ran; or with Return the
+// end of a call. It is valid during Decide only.
 type Hit struct {
 	Probe ID
-	Seq   uint64 // of this probe, from 1
+	// Seq counts the probe's hits, from 1. A return has that of its entry.
+	Seq uint64
+	// Return: the function has returned; RAX is its value, and RIP where it was
+	// called. A verdict may set registers, not deny.
+	Return bool
+	// Took is how long the call took, in ticks, with all that hits cost meanwhile.
+	Took  uint64
 	VCPU  xenevents.VCPU
 	Space xenevents.AddressSpace
 	// Regs are the vCPU's registers. To change them, return a Verdict.
@@ -89,6 +115,9 @@ var ErrDenied = errors.New("the call is denied already")
 // CanDeny says whether a verdict to deny this hit will be carried out, and if not
 // why. Whoever tells people that a call was stopped asks first.
 func (h *Hit) CanDeny() error {
+	if h.Return {
+		return errors.New("the call is over")
+	}
 	if h.verdict.Action == SetRegs {
 		return errors.New("another probe's decision set the registers")
 	}
@@ -161,9 +190,13 @@ const (
 	Displaced
 	// Failed: its Decide panicked. It lets the guest go on and is counted.
 	Failed
+	// Suspended: it cost more than its Budget, and has no hits for a while.
+	Suspended
 )
 
-func (s State) String() string { return [...]string{"armed", "displaced", "failed"}[min(s, Failed)] }
+func (s State) String() string {
+	return [...]string{"armed", "displaced", "failed", "suspended"}[min(s, Suspended)]
+}
 
 // Status is how one probe is doing.
 type Status struct {
@@ -176,6 +209,14 @@ type Status struct {
 	Hits  uint64
 	// Changed counts the verdicts other than Continue.
 	Changed uint64
+	// Passed counts what was hit for nothing, and not reported: in other address
+	// spaces, and where its calls return to, by others.
+	Passed uint64
+	// Returns counts the calls that were seen to return, Lost those that will
+	// never be. Hits is the sum of both and of the calls under way.
+	Returns, Lost uint64
+	// Gaps counts the times it was suspended, GapTicks for how long in all.
+	Gaps, GapTicks uint64
 	// Detail says why the probe is not armed.
 	Detail string
 }
@@ -189,8 +230,13 @@ type Stats struct {
 	Reads      uint64            // guest reads of a shadow page
 	Writes     uint64            // guest writes to one
 	Shadows    int               // shadow pages
-	// Batches is how often the ring was emptied. Ticks are the TSC ticks from
-	// having the events of a batch to having all replies in the ring, summed
-	// over batches, MaxTicks the longest. Zero without a driver's clock.
+	Passed     uint64            // hits that were none of a probe's
+	Calls      int               // under way, whose returns are waited for
+	Sites      int               // places that they return to
+	StaleCalls uint64            // that did not return: a longjmp or the end of their thread took them
+	Evicted    uint64            // that were given up because there were too many
+	// Batches is how often the ring was emptied. Ticks are the ticks from having
+	// the events of a batch to having all replies in the ring, summed over
+	// batches, MaxTicks the longest.
 	Batches, Ticks, MaxTicks uint64
 }

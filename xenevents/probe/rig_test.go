@@ -186,9 +186,14 @@ func newGuest(t *testing.T, c sim.Config) *rig {
 	dom, err := h.Open(context.Background(), 1)
 	r.must(err)
 	r.dom = &spy{Domain: dom.(*sim.Domain), interrupted: make(chan struct{}, 100), freed: make(chan struct{}, 100)}
-	r.engine, err = probe.New(r.dom, probe.Options{Log: slog.New(slog.NewTextHandler(r.log, nil))})
+	r.engine, err = probe.New(r.dom, withLog(r, probe.Options{}))
 	r.must(err)
 	return r
+}
+
+func withLog(r *rig, o probe.Options) probe.Options {
+	o.Log = slog.New(slog.NewTextHandler(r.log, nil))
+	return o
 }
 
 // newRig is a rig whose engine runs, to the test's end.

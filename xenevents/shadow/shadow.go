@@ -42,6 +42,7 @@ type Set struct {
 	max    xenevents.GFN            // the highest frame that the guest had when the view was made
 	holes  map[xenevents.GFN]bool   // entries that were reverted and could not be filled
 	open   bool
+	one    [1]byte // for poke, which a hit may need: it must not allocate
 }
 
 // page is a shadow page.
@@ -62,7 +63,12 @@ type Patch struct {
 	// Displaced: the guest wrote other bytes there. The int3 is not in place
 	// until they are as they were.
 	Displaced bool
+	// Withdrawn: its owner does not want it for now. The byte is the guest's own.
+	Withdrawn bool
 }
+
+// inPlace says whether the int3 is in the copy.
+func (p *Patch) inPlace() bool { return !p.Displaced && !p.Withdrawn }
 
 // Open turns altp2m on, makes the probe view, and lets the guest run in it. The
 // view shows the guest exactly as view 0 does.
@@ -231,10 +237,34 @@ func (s *Set) Remove(p *Patch) error {
 	if len(pg.patches) == 0 {
 		s.unused++
 	}
-	if p.Displaced {
+	if !p.inPlace() {
 		return nil
 	}
 	return s.poke(pg, p, p.Original[0])
+}
+
+// Withdraw takes a patch's int3 out, or puts it in again, and leaves all else as
+// it is: it costs one byte written, where Insert and Remove may cost a page. An
+// event that is on its way is treated as after Remove.
+func (s *Set) Withdraw(p *Patch, out bool) error {
+	pg := s.pages[p.At.GFN()]
+	if pg == nil || pg.patches[uint16(p.At.Offset())] != p {
+		return fmt.Errorf("no such patch at %v", p.At)
+	}
+	if p.Withdrawn == out {
+		return nil
+	}
+	if !p.Displaced {
+		b := byte(Int3)
+		if out {
+			b = p.Original[0]
+		}
+		if err := s.poke(pg, p, b); err != nil {
+			return err
+		}
+	}
+	p.Withdrawn = out
+	return nil
 }
 
 // Idle says whether Reclaim has something to do.
@@ -286,7 +316,8 @@ func (s *Set) freeSpares() error {
 
 // poke writes one byte of a shadow page.
 func (s *Set) poke(pg *page, p *Patch, b byte) error {
-	if _, err := s.dom.WriteGPA([]byte{b}, pg.shadow.GPA()+xenevents.GPA(p.At.Offset())); err != nil {
+	s.one[0] = b
+	if _, err := s.dom.WriteGPA(s.one[:], pg.shadow.GPA()+xenevents.GPA(p.At.Offset())); err != nil {
 		return fmt.Errorf("write the shadow page of gfn %v: %w", pg.gfn, err)
 	}
 	return nil
@@ -296,7 +327,7 @@ func (s *Set) poke(pg *page, p *Patch, b byte) error {
 // its int3 is in place.
 func (s *Set) Find(gfn xenevents.GFN, offset uint64) (*Patch, bool) {
 	p := s.all[gfn.GPA()+xenevents.GPA(offset)]
-	return p, p != nil && !p.Displaced
+	return p, p != nil && p.inPlace()
 }
 
 // Holds says whether gfn has a shadow page.
@@ -333,7 +364,7 @@ func (s *Set) refresh(pg *page) error {
 	for off, p := range pg.patches {
 		here := min(p.Len, len(content)-int(off))
 		p.Displaced = !bytes.Equal(content[off:int(off)+here], p.Original[:here])
-		if !p.Displaced {
+		if p.inPlace() {
 			content[off] = Int3
 		}
 	}

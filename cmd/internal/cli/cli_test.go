@@ -40,7 +40,7 @@ func (h *hprobed) die(ctx context.Context) error {
 
 func (h *hprobed) probe() *controlapi.Probe {
 	return &controlapi.Probe{Id: "p1", Domain: hostile, Name: hostile, At: "do_exit", Address: 0xffffffff81001000, State: "displaced", Step: "emulate", Instruction: hostile,
-		Hits: 5, Changed: 2, Detail: hostile, Detector: hostile}
+		Hits: 5, Changed: 2, Detail: hostile, Detector: hostile, Passed: 71, WithReturns: true, Returns: 72, Gaps: 1}
 }
 
 func (h *hprobed) detector() *controlapi.Detector {
@@ -99,6 +99,9 @@ func (h *hprobed) Trace(r *controlapi.TraceRequest, s grpc.ServerStreamingServer
 			Arguments: []*controlapi.Argument{{Name: hostile, Value: 16}, {Name: "b", Error: "x"}}}
 		if i == 1 {
 			hit.Lost, hit.Process = 8, nil
+		}
+		if i == 2 {
+			hit.Arguments, hit.Returned, hit.Value, hit.Ticks = nil, true, ^uint64(0)-21, 900
 		}
 		if err := s.Send(hit); err != nil {
 			return err
@@ -195,8 +198,17 @@ func TestWhatAGuestSaysIsHarmless(t *testing.T) {
 			}
 		}
 	}
-	if _, out, _ := run("trace", "--socket", socket); !strings.Contains(out, "8 lost here") || !strings.Contains(out, "b=?") || !strings.Contains(out, "  ?  ") || !strings.Contains(out, "=0x10") {
+	if _, out, _ := run("trace", "--socket", socket); !strings.Contains(out, "8 lost here") || !strings.Contains(out, "b=?") || !strings.Contains(out, "  ?  ") || !strings.Contains(out, "=0x10") ||
+		!strings.Contains(out, "#3  vcpu0  ") || !strings.Contains(out, "  do_exit -> -22  900 ticks\n") {
 		t.Errorf("%q", out)
+	}
+	if _, out, _ := run("probe", "ls", "--socket", socket); !strings.Contains(out, "RETURNS  PASSED") || !strings.Contains(out, "  72       71  ") {
+		t.Errorf("%q", out)
+	}
+	for v, want := range map[uint64]string{0: "0x0", 7: "0x7", ^uint64(0): "-1", ^uint64(4095): "0xfffffffffffff000", ^uint64(4094): "-4095", 0xffffffea: "0xffffffea"} {
+		if got := result(v); got != want {
+			t.Errorf("%#x is shown as %s", v, got)
+		}
 	}
 }
 
@@ -207,6 +219,7 @@ func TestFlagsReachTheDaemon(t *testing.T) {
 		want any
 	}{
 		{"probe add --domain guest --at vuln!f+0x10 --name n", &controlapi.AddProbeRequest{Domain: "guest", At: "vuln!f+0x10", Name: "n"}},
+		{"probe add --domain guest --at f --return", &controlapi.AddProbeRequest{Domain: "guest", At: "f", Returns: true}},
 		{"stopgap add vuln -d guest --at vuln!f --length [arg0+8] --limit 0x1001 --errno EINVAL --fix",
 			&controlapi.AddStopgapRequest{Name: "vuln", Domain: "guest", At: "vuln!f", Length: "[arg0+8]", Limit: 0x1001, Errno: "EINVAL", Fix: true}},
 		{"trace p7 -d guest -n 1", &controlapi.TraceRequest{Id: "p7", Domain: "guest"}},

@@ -35,6 +35,7 @@ func (a *app) probe() *cobra.Command {
 	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
 	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
+	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
 	must(add, "domain", "at")
 
 	var domain string
@@ -86,13 +87,17 @@ func (a *app) showProbes(r *controlapi.ListProbesResponse) error {
 		}
 		return nil
 	}
-	rows := [][]string{{"ID", "DOMAIN", "STATE", "HITS", "CHANGED", "STEP", "AT", "FOR"}}
+	rows := [][]string{{"ID", "DOMAIN", "STATE", "HITS", "RETURNS", "PASSED", "CHANGED", "STEP", "AT", "FOR"}}
 	for _, p := range r.GetProbes() {
 		state := p.GetState()
 		if p.GetDetail() != "" {
 			state += " (" + p.GetDetail() + ")"
 		}
-		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), fmt.Sprint(p.GetChanged()), p.GetStep(), p.GetAt(), p.GetDetector()})
+		returns := "-"
+		if p.GetWithReturns() {
+			returns = fmt.Sprint(p.GetReturns())
+		}
+		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), returns, fmt.Sprint(p.GetPassed()), fmt.Sprint(p.GetChanged()), p.GetStep(), p.GetAt(), p.GetDetector()})
 	}
 	return a.table(rows)
 }

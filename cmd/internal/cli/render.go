@@ -118,8 +118,19 @@ func hitLine(h *controlapi.Hit) string {
 		}
 		args = append(args, plain(arg.GetName())+"="+v)
 	}
-	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s(%s)", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(),
-		process(h.GetProcess()), plain(h.GetAt()), strings.Join(args, ", "))
+	what := fmt.Sprintf("%s(%s)", plain(h.GetAt()), strings.Join(args, ", "))
+	if h.GetReturned() {
+		what = fmt.Sprintf("%s -> %s  %d ticks", plain(h.GetAt()), result(h.GetValue()), h.GetTicks())
+	}
+	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(), process(h.GetProcess()), what)
+}
+
+// result is what a function returned: an errno if it looks like one.
+func result(v uint64) string {
+	if n := int64(v); n < 0 && n >= -4095 {
+		return strconv.FormatInt(n, 10)
+	}
+	return fmt.Sprintf("%#x", v)
 }
 
 // findingLine is a finding for people.

@@ -25,10 +25,11 @@ const (
 
 type AddProbeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"` // name, id or UUID
-	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`         // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`     // empty: as at
-	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`     // empty: auto
+	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`    // name, id or UUID
+	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`            // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
+	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
+	Returns       bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,6 +90,13 @@ func (x *AddProbeRequest) GetStep() string {
 		return x.Step
 	}
 	return ""
+}
+
+func (x *AddProbeRequest) GetReturns() bool {
+	if x != nil {
+		return x.Returns
+	}
+	return false
 }
 
 type ListProbesRequest struct {
@@ -231,13 +239,19 @@ type Probe struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	At            string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	Address       uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, suspended
 	Step          string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
 	Instruction   string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
 	Hits          uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
 	Changed       uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
 	Detail        string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
 	Detector      string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
+	Passed        uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: other address spaces, others at a place of return
+	WithReturns   bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
+	Returns       uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
+	Lost          uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
+	Gaps          uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
+	GapTicks      uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -354,6 +368,48 @@ func (x *Probe) GetDetector() string {
 		return x.Detector
 	}
 	return ""
+}
+
+func (x *Probe) GetPassed() uint64 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
+}
+
+func (x *Probe) GetWithReturns() bool {
+	if x != nil {
+		return x.WithReturns
+	}
+	return false
+}
+
+func (x *Probe) GetReturns() uint64 {
+	if x != nil {
+		return x.Returns
+	}
+	return 0
+}
+
+func (x *Probe) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *Probe) GetGaps() uint64 {
+	if x != nil {
+		return x.Gaps
+	}
+	return 0
+}
+
+func (x *Probe) GetGapTicks() uint64 {
+	if x != nil {
+		return x.GapTicks
+	}
+	return 0
 }
 
 type AddStopgapRequest struct {
@@ -820,6 +876,9 @@ type Hit struct {
 	Arguments    []*Argument            `protobuf:"bytes,8,rep,name=arguments,proto3" json:"arguments,omitempty"`
 	// How many hits this stream lost just before, because its reader was slow.
 	Lost          uint64 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
+	Returned      bool   `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"` // the end of the call whose entry has the same seq
+	Value         uint64 `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`       // that it returned
+	Ticks         uint64 `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`       // that it took, in TSC ticks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,6 +972,27 @@ func (x *Hit) GetArguments() []*Argument {
 func (x *Hit) GetLost() uint64 {
 	if x != nil {
 		return x.Lost
+	}
+	return 0
+}
+
+func (x *Hit) GetReturned() bool {
+	if x != nil {
+		return x.Returned
+	}
+	return false
+}
+
+func (x *Hit) GetValue() uint64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *Hit) GetTicks() uint64 {
+	if x != nil {
+		return x.Ticks
 	}
 	return 0
 }
@@ -1394,18 +1474,19 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"a\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"{\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
-	"\x04step\x18\x04 \x01(\tR\x04step\"+\n" +
+	"\x04step\x18\x04 \x01(\tR\x04step\x12\x18\n" +
+	"\areturns\x18\x05 \x01(\bR\areturns\"+\n" +
 	"\x11ListProbesRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"F\n" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x9b\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xb5\x03\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1419,7 +1500,13 @@ const file_control_proto_rawDesc = "" +
 	"\achanged\x18\n" +
 	" \x01(\x04R\achanged\x12\x16\n" +
 	"\x06detail\x18\v \x01(\tR\x06detail\x12\x1a\n" +
-	"\bdetector\x18\f \x01(\tR\bdetector\"\xa5\x01\n" +
+	"\bdetector\x18\f \x01(\tR\bdetector\x12\x16\n" +
+	"\x06passed\x18\r \x01(\x04R\x06passed\x12!\n" +
+	"\fwith_returns\x18\x0e \x01(\bR\vwithReturns\x12\x18\n" +
+	"\areturns\x18\x0f \x01(\x04R\areturns\x12\x12\n" +
+	"\x04lost\x18\x10 \x01(\x04R\x04lost\x12\x12\n" +
+	"\x04gaps\x18\x11 \x01(\x04R\x04gaps\x12\x1b\n" +
+	"\tgap_ticks\x18\x12 \x01(\x04R\bgapTicks\"\xa5\x01\n" +
 	"\x11AddStopgapRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1451,7 +1538,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\x04R\x05value\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\x94\x02\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xdc\x02\n" +
 	"\x03Hit\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x14\n" +
@@ -1461,7 +1548,11 @@ const file_control_proto_rawDesc = "" +
 	"\x04vcpu\x18\x06 \x01(\rR\x04vcpu\x124\n" +
 	"\aprocess\x18\a \x01(\v2\x1a.hprobe.control.v1.ProcessR\aprocess\x129\n" +
 	"\targuments\x18\b \x03(\v2\x1b.hprobe.control.v1.ArgumentR\targuments\x12\x12\n" +
-	"\x04lost\x18\t \x01(\x04R\x04lost\"U\n" +
+	"\x04lost\x18\t \x01(\x04R\x04lost\x12\x1a\n" +
+	"\breturned\x18\n" +
+	" \x01(\bR\breturned\x12\x14\n" +
+	"\x05value\x18\v \x01(\x04R\x05value\x12\x14\n" +
+	"\x05ticks\x18\f \x01(\x04R\x05ticks\"U\n" +
 	"\x0fFindingsRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\x12\x16\n" +

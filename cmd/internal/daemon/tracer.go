@@ -12,13 +12,14 @@ import (
 // who trace.
 type tracer struct {
 	id, domain, name, at string
+	returns              bool
 	hits                 *sinks.Fan[*controlapi.Hit]
 }
 
 func (t *tracer) Name() string { return t.name }
 
 func (t *tracer) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: t.name, At: t.at, Handle: t.hit}}
+	return []detectors.ProbeSpec{{Name: t.name, At: t.at, Handle: t.hit, Return: t.returns}}
 }
 
 func (t *tracer) hit(h detectors.Hit) detectors.Outcome {
@@ -28,6 +29,9 @@ func (t *tracer) hit(h detectors.Hit) detectors.Outcome {
 	m := &controlapi.Hit{TimeUnixNano: time.Now().UnixNano(), Domain: t.domain, Probe: t.id, At: t.at, Seq: h.Seq(), Vcpu: uint32(h.VCPU())}
 	if p, ok := h.Process(); ok {
 		m.Process = &controlapi.Process{Pid: p.PID, Tid: p.TID, Comm: text(p.Comm)}
+	}
+	if r, ok := h.Return(); ok {
+		m.Returned, m.Value, m.Ticks = true, r.Value, r.Ticks
 	}
 	for _, a := range h.Args() {
 		arg := &controlapi.Argument{Name: a.Name, Type: a.Type, Value: a.Value}

@@ -68,9 +68,9 @@ func (d *Detector) Fix() bool { return d.fix }
 // Attempts is how many there were so far.
 func (d *Detector) Attempts() uint64 { return d.attempts.Load() }
 
-// Probes asks for the one probe.
+// Probes asks for the one probe. One that refuses must not be got rid of by a storm.
 func (d *Detector) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: d.Name(), At: d.rule.At, Handle: d.handle}}
+	return []detectors.ProbeSpec{{Name: d.Name(), At: d.rule.At, Handle: d.handle, Vital: d.fix}}
 }
 
 func (d *Detector) handle(h detectors.Hit) detectors.Outcome {

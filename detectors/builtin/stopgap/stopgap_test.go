@@ -230,7 +230,7 @@ func TestARuleOfOnesOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p := d.Probes(); len(p) != 1 || p[0].At != "vuln!vuln_copy" || p[0].Name != "stopgap/vuln" || d.Name() != "stopgap/vuln" || !d.Fix() {
+	if p := d.Probes(); len(p) != 1 || !p[0].Vital || p[0].At != "vuln!vuln_copy" || p[0].Name != "stopgap/vuln" || d.Name() != "stopgap/vuln" || !d.Fix() {
 		t.Errorf("%+v", p)
 	}
 	if got := d.Rule().Title; got != "vuln!vuln_copy() with too large a length" {

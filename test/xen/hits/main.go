@@ -33,6 +33,11 @@ type Report struct {
 	Sum uint64
 	// Matched counts the hits whose argument was -match.
 	Matched uint64
+	// Values counts what calls returned, by value. Unpaired are returns without an
+	// entry, a second time, or on another stack than it.
+	Values   map[int64]uint64
+	Unpaired uint64
+	Gaps     []probe.Gap
 }
 
 type options struct {
@@ -44,6 +49,9 @@ type options struct {
 	argOffset uint64
 	match     uint64
 	rounds    int
+	returns   bool
+	budget    uint64
+	window    uint64
 }
 
 func main() {
@@ -57,6 +65,9 @@ func main() {
 	flag.Uint64Var(&o.argOffset, "arg", 0x70, "offset in struct pt_regs, to which RDI points, of the argument to add up")
 	flag.Uint64Var(&o.match, "match", ^uint64(0), "count the hits with this argument")
 	flag.IntVar(&o.rounds, "rounds", 1, "attach, arm, remove and detach so often; the profile is read once")
+	flag.BoolVar(&o.returns, "return", false, "probe the returns of the function as well")
+	flag.Uint64Var(&o.budget, "budget", probe.Unlimited, "suspend the probe after so many hits in a window")
+	flag.Uint64Var(&o.window, "window", 0, "the window of the budget, in ticks")
 	flag.Parse()
 	var err error
 	if o.step, err = probe.ParseStepOver(step); err == nil {
@@ -103,7 +114,7 @@ func once(ctx context.Context, host *native.Host, info xenevents.DomainInfo, pro
 	if err != nil {
 		return err
 	}
-	engine, err := probe.New(dom, probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	engine, err := probe.New(dom, probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Window: o.window, Domain: unlimited})
 	if err != nil {
 		return err
 	}
@@ -124,6 +135,23 @@ func once(ctx context.Context, host *native.Host, info xenevents.DomainInfo, pro
 	return json.NewEncoder(os.Stdout).Encode(report)
 }
 
+var unlimited = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
+
+// pairs keeps the stack pointers of entries, and looks at returns.
+type pairs map[uint64]uint64
+
+func (p pairs) add(h *probe.Hit, r *Report) {
+	if !h.Return {
+		p[h.Seq] = h.Regs.RSP
+		return
+	}
+	if rsp, ok := p[h.Seq]; !ok || h.Regs.RSP != rsp+8 {
+		r.Unpaired++
+	}
+	delete(p, h.Seq)
+	r.Values[int64(h.Regs.RAX)]++
+}
+
 func watch(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, o options) (r Report, err error) {
 	symbol, offset, _ := strings.Cut(o.symbol, "+")
 	at, err := kernel.Address(symbol)
@@ -138,7 +166,21 @@ func watch(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, o 
 		at += xenevents.GVA(n)
 	}
 	enough := make(chan struct{}, 1)
-	id, err := engine.Add(ctx, probe.Request{Name: "hits", At: at, Space: kernel.Space, Step: o.step, Decide: func(h *probe.Hit) probe.Verdict {
+	r.Values = map[int64]uint64{}
+	request := probe.Request{Name: "hits", At: at, Space: kernel.Space, Step: o.step, Return: o.returns, Budget: probe.Budget{Hits: o.budget, Stalled: probe.Unlimited}}
+	request.Thread = func(h *probe.Hit) (uint64, bool) {
+		id, err := kernel.CurrentThread(h.Regs, h.ReadUint64)
+		return uint64(id), err == nil
+	}
+	request.Gap = func(g probe.Gap) { r.Gaps = append(r.Gaps, g) }
+	known := pairs{}
+	request.Decide = func(h *probe.Hit) probe.Verdict {
+		if o.returns {
+			known.add(h, &r)
+		}
+		if h.Return {
+			return probe.Verdict{}
+		}
 		arg, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + o.argOffset))
 		if err == nil {
 			r.Sum += arg
@@ -150,7 +192,8 @@ func watch(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, o 
 			enough <- struct{}{}
 		}
 		return probe.Verdict{}
-	}})
+	}
+	id, err := engine.Add(ctx, request)
 	if err != nil {
 		return r, err
 	}
