@@ -83,6 +83,11 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
 	h := &e.now.hit
 	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
+	if v, ok := e.resumes(ev); ok {
+		h.verdict = v
+		return e.carryOut(ev, p, h)
+	}
+	pause := false
 	for _, user := range p.users {
 		user.hits++
 		if user.Decide == nil || user.failed != "" {
@@ -90,12 +95,16 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
 		}
 		h.Probe, h.Seq = user.id, user.hits
 		v := e.decide(user, h)
+		pause = pause || v.Pause
 		if v.Action != Continue {
 			user.changed++
 			if h.verdict.Action == Continue {
 				h.verdict = v
 			}
 		}
+	}
+	if pause {
+		return e.pause(ev, h.verdict)
 	}
 	return e.carryOut(ev, p, h)
 }

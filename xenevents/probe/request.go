@@ -148,6 +148,9 @@ type Verdict struct {
 	Action Action
 	Return uint64 // Deny: the value of RAX
 	Regs   *xenevents.Registers
+	// Pause: first the domain is paused as a whole. Whoever unpauses it, or
+	// Engine.Run's end, has the vCPU go on, by Action.
+	Pause bool
 }
 
 // State is how a probe is doing.

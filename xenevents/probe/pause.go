@@ -1,0 +1,62 @@
+package probe
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// pausedAt is a thread that will run its int3 again. The stack pointer tells it
+// from others: it may go on on another vCPU.
+type pausedAt struct{ rip, rsp uint64 }
+
+// maxPaused bounds how many threads are remembered: each other vCPU may be at a hit.
+const maxPaused = 1024
+
+// pause holds the domain at a hit. The reply is plain: the vCPU runs the int3 again
+// when the domain goes on, and its verdict is carried out then. A reply that Xen keeps
+// until the vCPU runs would be lost, and the guest with it, where the copies are
+// taken away meanwhile (xenevents.Settler).
+func (e *Engine) pause(ev *xenevents.Event, v Verdict) error {
+	if len(e.paused) >= maxPaused { // threads that never came back
+		clear(e.paused)
+	}
+	if v.Regs != nil {
+		regs := *v.Regs
+		v.Regs = &regs
+	}
+	e.paused[pausedAt{ev.Regs.RIP, ev.Regs.RSP}] = v
+	err := e.hold(ev)
+	return errors.Join(err, e.reply(ev, e.newReply()))
+}
+
+// hold pauses the domain, but once: two vCPUs may hit at a time.
+func (e *Engine) hold(ev *xenevents.Event) error {
+	info, err := e.dom.Info(context.Background())
+	if err != nil || info.Paused {
+		return err
+	}
+	e.log.Warn("a probe pauses the domain: xl unpause has it go on", "vcpu", ev.VCPU, "at", xenevents.GVA(ev.Regs.RIP))
+	e.held = true
+	return e.dom.Pause()
+}
+
+// resumes returns the verdict of a hit that paused the domain and runs again.
+func (e *Engine) resumes(ev *xenevents.Event) (Verdict, bool) {
+	if len(e.paused) == 0 {
+		return Verdict{}, false
+	}
+	at := pausedAt{ev.Regs.RIP, ev.Regs.RSP}
+	v, ok := e.paused[at]
+	delete(e.paused, at)
+	if e.held {
+		// Somebody undid our pause: the driver must not do it again at its end.
+		// Xen refuses, as nothing is paused.
+		e.held = false
+		if err := e.dom.Unpause(); err != nil {
+			e.log.Debug("the domain goes on", "err", err)
+		}
+	}
+	return v, ok
+}
