@@ -14,10 +14,12 @@ byte of an instruction: at any other the guest would run something else.`
 
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
+	var rule controlapi.Rule
 	add := &cobra.Command{
 		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
-		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp,
+		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + ruleHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			req.Rule = ruleOf(cmd, &rule)
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				p, err := c.AddProbe(cmd.Context(), &req)
 				if err != nil {
@@ -35,6 +37,7 @@ func (a *app) probe() *cobra.Command {
 	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
 	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
+	ruleFlags(add, &rule)
 	must(add, "domain", "at")
 
 	var domain string
@@ -58,7 +61,7 @@ func (a *app) probe() *cobra.Command {
 			if a.json {
 				return a.message(p)
 			}
-			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %s\n", p.GetId(), guestText(p.GetDomain()), count(p.GetHits(), "hit"))
+			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %s\n", p.GetId(), guestText(p.GetDomain()), count(p.GetHits(), "hit")+matchedText(p.GetMatches()))
 			return err
 		})
 	}}
@@ -86,13 +89,17 @@ func (a *app) showProbes(r *controlapi.ListProbesResponse) error {
 		}
 		return nil
 	}
-	rows := [][]string{{"ID", "DOMAIN", "STATE", "HITS", "CHANGED", "STEP", "AT", "FOR"}}
+	rows := [][]string{{"ID", "DOMAIN", "STATE", "HITS", "MATCHED", "ERRORS", "CHANGED", "STEP", "AT", "FOR"}}
 	for _, p := range r.GetProbes() {
 		state := p.GetState()
 		if p.GetDetail() != "" {
 			state += " (" + p.GetDetail() + ")"
 		}
-		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), fmt.Sprint(p.GetChanged()), p.GetStep(), p.GetAt(), p.GetDetector()})
+		matched, errors, what := "-", "-", p.GetDetector()
+		if m := p.GetMatches(); m != nil {
+			matched, errors, what = fmt.Sprint(m.GetMatched()), fmt.Sprint(m.GetErrors()), ruleText(p.GetRule(), m)
+		}
+		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), matched, errors, fmt.Sprint(p.GetChanged()), p.GetStep(), p.GetAt(), what})
 	}
 	return a.table(rows)
 }

@@ -113,13 +113,23 @@ func hitLine(h *controlapi.Hit) string {
 	var args []string
 	for _, arg := range h.GetArguments() {
 		v := fmt.Sprintf("%#x", arg.GetValue())
+		if arg.GetText() != "" {
+			v = plain(arg.GetText())
+		}
 		if arg.GetError() != "" {
 			v = "?"
 		}
 		args = append(args, plain(arg.GetName())+"="+v)
 	}
-	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s(%s)", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(),
-		process(h.GetProcess()), plain(h.GetAt()), strings.Join(args, ", "))
+	what := ""
+	if h.GetCount() > 0 {
+		what += fmt.Sprintf("  count %d", h.GetCount())
+	}
+	if h.GetAction() != "" {
+		what += "  " + plain(h.GetAction())
+	}
+	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s(%s)%s", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(),
+		process(h.GetProcess()), plain(h.GetAt()), strings.Join(args, ", "), what)
 }
 
 // findingLine is a finding for people.

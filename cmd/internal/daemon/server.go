@@ -53,7 +53,8 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	} else if step != probe.Auto {
 		return nil, status.Error(codes.InvalidArgument, "a probe steps over as its instruction needs it: ask for auto, or for nothing")
 	}
-	if _, err := binder.ParseLocation(r.GetAt()); err != nil {
+	at, err := binder.ParseLocation(r.GetAt())
+	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	s.d.mu.Lock()
@@ -62,12 +63,16 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	if err != nil {
 		return nil, rpcError(err)
 	}
+	program, err := compile(session.kernel.Profile, at, r.GetRule())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, errors.Join(err, s.d.releaseIfUnused(session)).Error())
+	}
 	id := s.d.newID("p")
 	name := r.GetName()
 	if name == "" {
 		name = r.GetAt()
 	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), hits: &s.d.hits}
+	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), hits: &s.d.hits, rule: r.GetRule(), program: program}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)
