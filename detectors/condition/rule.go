@@ -212,7 +212,7 @@ func (p *Program) Judge(h detectors.Hit) (r Result) {
 	}
 	if err != nil {
 		p.failed(err)
-		return Result{Matched: r.Matched}
+		return Result{Matched: r.Matched, Outcome: p.unseen(err)}
 	}
 	if !r.Matched {
 		return r
@@ -223,6 +223,16 @@ func (p *Program) Judge(h detectors.Hit) (r Result) {
 		p.act(h, &r)
 	}
 	return r
+}
+
+// unseen is the outcome of a hit that could not be judged. It may be what the rule is
+// there to stop, with its memory swapped out at the moment: whoever wanted a verdict
+// is told that one was not looked at.
+func (p *Program) unseen(err error) detectors.Outcome {
+	if !p.rule.verdicts() {
+		return detectors.Outcome{}
+	}
+	return detectors.Outcome{Finding: &detectors.Finding{Severity: detectors.Medium, Message: "a call could not be judged, and was let pass: " + shorten(err.Error())}}
 }
 
 func (p *Program) matches() (bool, error) {

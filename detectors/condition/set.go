@@ -13,6 +13,7 @@ import (
 	"cel.dev/cel-go/parser"
 
 	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/xenevents"
 )
 
@@ -123,6 +124,9 @@ func (s *Scope) placeArgument(a *assignment, text string, from source) error {
 		return &Error{Text: text, Why: "it is the process's, and can't be set"}
 	}
 	arg := s.args[from.arg]
+	if arg.Register == guestos.OnStack {
+		return &Error{Text: text, Why: "a struct by value can't be set"}
+	}
 	if !arg.InPtRegs {
 		a.register, a.size = arg.Register, 8
 		return nil

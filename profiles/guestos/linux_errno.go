@@ -38,7 +38,7 @@ func ParseReturn(text string) (int64, error) {
 
 // ReturnText names what a refused call returns, as ParseReturn reads it.
 func ReturnText(v int64) string {
-	if v < 0 && -v < int64(len(errnos)) && errnos[-v] != "" {
+	if v < 0 && v > -int64(len(errnos)) && errnos[-v] != "" {
 		return errnos[-v]
 	}
 	return strconv.FormatInt(v, 10)

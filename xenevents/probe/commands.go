@@ -100,6 +100,7 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		delete(e.probes, id)
 		p := user.patch
 		p.users = slices.DeleteFunc(p.users, func(u *probe) bool { return u == user })
+		e.forget(user.At)
 		if len(p.users) > 0 {
 			return nil
 		}

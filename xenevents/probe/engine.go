@@ -46,10 +46,10 @@ type Engine struct {
 	lastID ID
 	steps  []step // by vCPU: what its next single-step event ends
 	stats  Stats
-	kinds  [16]uint64 // events by kind: an array, as a map's entry would cost at each event
-	fast   bool       // Xen has fast single-step
-	paused map[pausedAt]Verdict // hits that run again
-	held   bool                 // a hit paused the domain
+	kinds  [16]uint64        // events by kind: an array, as a map's entry would cost at each event
+	fast   bool              // Xen has fast single-step
+	paused map[pausedAt]held // hits that run again
+	held   bool              // a hit paused the domain
 
 	// What a hit needs, made once: what is passed to a driver or to Decide
 	// would be allocated at each hit otherwise.
@@ -106,7 +106,7 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 		dom: full, log: o.Log, mem: guestmem.NewReader(dom),
 		clock:    func() uint64 { return 0 },
 		probes:   map[ID]*probe{},
-		paused:   map[pausedAt]Verdict{},
+		paused:   map[pausedAt]held{},
 		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	if c, ok := dom.(Clock); ok {

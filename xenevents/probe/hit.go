@@ -83,8 +83,7 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
 	h := &e.now.hit
 	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
-	if v, ok := e.resumes(ev); ok {
-		h.verdict = v
+	if e.resumes(ev, h) {
 		return e.carryOut(ev, p, h)
 	}
 	pause := false
@@ -104,7 +103,7 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) error {
 		}
 	}
 	if pause {
-		return e.pause(ev, h.verdict)
+		return e.pause(ev, h)
 	}
 	return e.carryOut(ev, p, h)
 }

@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"errors"
+	"maps"
 
 	"github.com/hprobe/hprobe/xenevents"
 )
@@ -11,6 +12,15 @@ import (
 // from others: it may go on on another vCPU.
 type pausedAt struct{ rip, rsp uint64 }
 
+// held is what becomes of it then: what was decided, and where a denied call returns
+// to, if somebody asked.
+type held struct {
+	verdict Verdict
+	to      uint64
+	toErr   error
+	toRead  bool
+}
+
 // maxPaused bounds how many threads are remembered: each other vCPU may be at a hit.
 const maxPaused = 1024
 
@@ -18,15 +28,16 @@ const maxPaused = 1024
 // when the domain goes on, and its verdict is carried out then. A reply that Xen keeps
 // until the vCPU runs would be lost, and the guest with it, where the copies are
 // taken away meanwhile (xenevents.Settler).
-func (e *Engine) pause(ev *xenevents.Event, v Verdict) error {
+func (e *Engine) pause(ev *xenevents.Event, h *Hit) error {
 	if len(e.paused) >= maxPaused { // threads that never came back
 		clear(e.paused)
 	}
-	if v.Regs != nil {
-		regs := *v.Regs
-		v.Regs = &regs
+	k := held{verdict: h.verdict, to: h.to, toErr: h.toErr, toRead: h.toRead}
+	if k.verdict.Regs != nil {
+		regs := *k.verdict.Regs
+		k.verdict.Regs = &regs
 	}
-	e.paused[pausedAt{ev.Regs.RIP, ev.Regs.RSP}] = v
+	e.paused[pausedAt{ev.Regs.RIP, ev.Regs.RSP}] = k
 	err := e.hold(ev)
 	return errors.Join(err, e.reply(ev, e.newReply()))
 }
@@ -42,14 +53,25 @@ func (e *Engine) hold(ev *xenevents.Event) error {
 	return e.dom.Pause()
 }
 
-// resumes returns the verdict of a hit that paused the domain and runs again.
-func (e *Engine) resumes(ev *xenevents.Event) (Verdict, bool) {
+// forget lets the hits that paused at an address be new ones: whoever decided there is
+// gone.
+func (e *Engine) forget(at xenevents.GVA) {
+	maps.DeleteFunc(e.paused, func(p pausedAt, _ held) bool { return p.rip == uint64(at) })
+}
+
+// resumes says whether a hit is one that paused the domain and runs again; then it
+// has the verdict of that time.
+func (e *Engine) resumes(ev *xenevents.Event, h *Hit) bool {
 	if len(e.paused) == 0 {
-		return Verdict{}, false
+		return false
 	}
 	at := pausedAt{ev.Regs.RIP, ev.Regs.RSP}
-	v, ok := e.paused[at]
+	k, ok := e.paused[at]
+	if !ok {
+		return false
+	}
 	delete(e.paused, at)
+	h.verdict, h.to, h.toErr, h.toRead = k.verdict, k.to, k.toErr, k.toRead
 	if e.held {
 		// Somebody undid our pause: the driver must not do it again at its end.
 		// Xen refuses, as nothing is paused.
@@ -58,5 +80,5 @@ func (e *Engine) resumes(ev *xenevents.Event) (Verdict, bool) {
 			e.log.Debug("the domain goes on", "err", err)
 		}
 	}
-	return v, ok
+	return true
 }
