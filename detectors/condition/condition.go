@@ -197,7 +197,10 @@ func (s *Scope) At(h detectors.Hit) { s.hit.at(h) }
 func (e *Expression) Type() string { return e.ast.OutputType().String() }
 
 // Condition is an expression that is true or false.
-type Condition struct{ *Expression }
+type Condition struct {
+	*Expression
+	direct judge // nil: CEL evaluates it
+}
 
 // Condition compiles one.
 func (s *Scope) Condition(text string) (*Condition, error) {
@@ -208,12 +211,19 @@ func (s *Scope) Condition(text string) (*Condition, error) {
 	if e.ast.OutputType() != cel.BoolType {
 		return nil, &Error{Text: text, Why: fmt.Sprintf("it is of type %s: a condition is true or false (compare it with something)", e.Type())}
 	}
-	return &Condition{e}, nil
+	return &Condition{Expression: e, direct: s.direct(e.ast.NativeRep().Expr())}, nil
 }
 
 // Holds says whether it is true at the hit. An error is what could not be read or
 // computed: then nobody knows.
 func (c *Condition) Holds() (bool, error) {
+	if c.direct != nil {
+		return c.direct(c.scope.hit)
+	}
+	return c.interpret()
+}
+
+func (c *Condition) interpret() (bool, error) {
 	v, err := c.eval()
 	if err != nil {
 		return false, err

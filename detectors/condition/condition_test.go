@@ -43,6 +43,9 @@ func TestConditions(t *testing.T) {
 		if got, err := c.Holds(); err != nil || got != want {
 			t.Errorf("%s is %v, %v", text, got, err)
 		}
+		if err := c.both(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package condition
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/hprobe/hprobe/profiles/guestos"
@@ -38,6 +39,49 @@ func FuzzCompile(f *testing.F) {
 				t.Errorf("%q reads %d times", text, h.reads)
 			}
 			h.reads = 0
+		}
+	})
+}
+
+// both evaluates by CEL and directly; they must say the same.
+func (c *Condition) both() error {
+	byCEL, errCEL := c.interpret()
+	if c.direct == nil {
+		return nil
+	}
+	got, err := c.direct(c.scope.hit)
+	if got != byCEL || (err == nil) != (errCEL == nil) {
+		return fmt.Errorf("%q is %v (%w) for CEL, and %v (%w) directly", c.Text, byCEL, errCEL, got, err)
+	}
+	return nil
+}
+
+// FuzzDirect: what is evaluated without CEL is as CEL would have it, errors included.
+func FuzzDirect(f *testing.F) {
+	for _, s := range append(seeds, "u8(1) == 1 || true", "file.f_path.dentry.d_parent.d_flags == 1 || flags > 1", "file.neg < 0 && !(file.ok || count <= 5)", "count == flags || type != count",
+		"file.f_path.dentry.d_parent == null", "null != file", "mask(file.f_count, 1) > -1", "-1 < count", "file.f_path.dentry.d_name.len == 6", "arg0 == file && vcpu >= 3 && uid != 1", "file.ok", "true && false", "pid_type.PIDTYPE_TGID == file.kind") {
+		f.Add(s, uint64(fileAt), uint64(5))
+		f.Add(s, uint64(0), ^uint64(0))
+	}
+	p := testProfile(f)
+	args, err := guestos.Args(p, "f")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text string, a, b uint64) {
+		s, err := NewScope(p, args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.Condition(text)
+		if err != nil {
+			return
+		}
+		h := newCall(t, p)
+		h.regs.RDI, h.regs.RDX, h.regs.RCX = a, b, a^b
+		s.At(h)
+		if err := c.both(); err != nil {
+			t.Error(err)
 		}
 	})
 }

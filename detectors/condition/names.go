@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"cel.dev/cel-go/cel"
-	"cel.dev/cel-go/common/types"
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/profiles/guestos"
@@ -15,15 +14,14 @@ import (
 // process are the variables of who runs, which process.NAME always means.
 var process = []struct {
 	name string
-	typ  *types.Type
-	look func(h detectors.Hit) (any, error)
+	source
 }{
-	{"pid", types.IntType, func(h detectors.Hit) (any, error) { v, err := h.Running().PID(); return types.Int(v), err }},
-	{"tid", types.IntType, func(h detectors.Hit) (any, error) { v, err := h.Running().TID(); return types.Int(v), err }},
-	{"uid", types.IntType, func(h detectors.Hit) (any, error) { v, err := h.Running().UID(); return types.Int(v), err }},
-	{"start_time", types.IntType, func(h detectors.Hit) (any, error) { v, err := h.Running().StartTime(); return types.Int(v), err }},
-	{"comm", types.StringType, func(h detectors.Hit) (any, error) { v, err := h.Running().Comm(); return types.String(v), err }},
-	{"vcpu", types.IntType, func(h detectors.Hit) (any, error) { return types.Int(h.VCPU()), nil }},
+	{"pid", source{shape: anInt, number: func(h detectors.Hit) (uint64, error) { v, err := h.Running().PID(); return uint64(v), err }}},
+	{"tid", source{shape: anInt, number: func(h detectors.Hit) (uint64, error) { v, err := h.Running().TID(); return uint64(v), err }}},
+	{"uid", source{shape: anInt, number: func(h detectors.Hit) (uint64, error) { v, err := h.Running().UID(); return uint64(v), err }}},
+	{"start_time", source{shape: anInt, number: func(h detectors.Hit) (uint64, error) { return h.Running().StartTime() }}},
+	{"comm", source{shape: aText, text: func(h detectors.Hit) (string, error) { return h.Running().Comm() }}},
+	{"vcpu", source{shape: anInt, number: func(h detectors.Hit) (uint64, error) { return uint64(h.VCPU()), nil }}},
 }
 
 var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
@@ -37,19 +35,20 @@ var reserved = []string{"true", "false", "null", "in", "as", "break", "const", "
 func (s *Scope) declare() error {
 	var options []cel.EnvOption
 	seen := map[string]bool{}
-	add := func(name string, from source, typ *types.Type) {
+	add := func(name string, from source) {
 		if !seen[name] {
 			seen[name] = true
 			s.names[name] = from
-			options = append(options, cel.Variable(name, typ))
+			options = append(options, cel.Variable(name, from.shape.cel))
 		}
 	}
 	for _, p := range process {
-		look := p.look
-		from := source{shape: map[*types.Type]*shape{types.IntType: anInt, types.StringType: aText}[p.typ], arg: -1, look: func(v *view) (any, error) { return look(v.hit) }}
-		add("process."+p.name, from, p.typ)
+		from := p.source
+		from.arg = -1
+		from = s.hit.add(from)
+		add("process."+p.name, from)
 		if !slices.ContainsFunc(s.args, func(a guestos.Arg) bool { return a.Name == p.name }) {
-			add(p.name, from, p.typ)
+			add(p.name, from)
 		}
 	}
 	for i, a := range s.args {
@@ -57,17 +56,16 @@ func (s *Scope) declare() error {
 		if !ok || shape.kind == record || shape.kind == array || shape.kind == text {
 			shape, _ = s.types.base(untyped) // its register, then
 		}
-		from := source{shape: shape, arg: i}
-		from.look = func(v *view) (any, error) { return v.arg(i, shape) }
-		add(fmt.Sprintf("arg%d", i), from, shape.cel)
+		from := s.hit.add(source{shape: shape, arg: i, number: func(h detectors.Hit) (uint64, error) { return h.Arg(i) }})
+		add(fmt.Sprintf("arg%d", i), from)
 		if !identifier.MatchString(a.Name) {
 			continue
 		}
-		add("arg."+a.Name, from, shape.cel)
+		add("arg."+a.Name, from)
 		if isProcess(a.Name) || slices.Contains(reserved, a.Name) {
 			continue
 		}
-		add(a.Name, from, shape.cel)
+		add(a.Name, from)
 	}
 	env, err := s.env.Extend(options...)
 	if err != nil {
@@ -76,10 +74,8 @@ func (s *Scope) declare() error {
 	s.env = env
 	s.hit.names = map[string]int{}
 	for name, from := range s.names {
-		s.hit.names[name] = len(s.hit.sources)
-		s.hit.sources = append(s.hit.sources, from)
+		s.hit.names[name] = from.index
 	}
-	s.hit.values = make([]any, len(s.hit.sources))
 	return nil
 }
 

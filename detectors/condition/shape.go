@@ -180,23 +180,34 @@ func (s *shape) load(v *view, at uint64) (ref.Val, error) {
 	return s.of(v, raw)
 }
 
+// plain is the number in what a register or memory holds, of what is a number or
+// true or false.
+func (s *shape) plain(raw uint64) uint64 {
+	switch s.kind {
+	case number:
+		return extend(raw, uint8(8*s.size), s.signed)
+	case bitfield:
+		return extend(raw>>s.low, s.width, s.signed)
+	case boolean:
+		if extend(raw, uint8(8*s.size), false) != 0 {
+			return 1
+		}
+		return 0
+	}
+	return raw
+}
+
 // of makes a value of what a register or memory holds.
 func (s *shape) of(v *view, raw uint64) (ref.Val, error) {
 	switch s.kind {
-	case number:
-		n := extend(raw, uint8(8*s.size), s.signed)
-		if s.cel == types.UintType {
-			return types.Uint(n), nil
+	case number, bitfield, boolean, address:
+		switch s.cel {
+		case types.UintType:
+			return types.Uint(s.plain(raw)), nil
+		case types.BoolType:
+			return types.Bool(s.plain(raw) != 0), nil
 		}
-		return types.Int(n), nil
-	case bitfield:
-		n := extend(raw>>s.low, s.width, s.signed)
-		if s.cel == types.UintType {
-			return types.Uint(n), nil
-		}
-		return types.Int(n), nil
-	case boolean:
-		return types.Bool(raw&(1<<(8*s.size-1)<<1-1) != 0), nil
+		return types.Int(s.plain(raw)), nil
 	case textPtr:
 		if raw == 0 {
 			return nil, errNull
@@ -210,8 +221,6 @@ func (s *shape) of(v *view, raw uint64) (ref.Val, error) {
 		return v.record(s.elem, raw), nil
 	case pointer:
 		return &sequence{view: v, at: raw, elem: s.elem, count: maxElements}, nil
-	case address:
-		return types.Uint(raw), nil
 	}
 	return nil, fmt.Errorf("a %s is not in a register", s.isf)
 }

@@ -3,7 +3,6 @@ package condition
 import (
 	"bytes"
 	"errors"
-	"fmt"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
@@ -30,6 +29,7 @@ type view struct {
 	names        map[string]int
 	values       []any // nil: not looked up yet
 	sources      []source
+	raws         []raw
 	reads, bytes int
 	buf          [8]byte
 	records      [16]object // most paths need no more
@@ -40,6 +40,25 @@ type view struct {
 func (v *view) at(h detectors.Hit) {
 	v.hit, v.reads, v.bytes, v.used = h, 0, 0, 0
 	clear(v.values)
+	clear(v.raws)
+}
+
+// raw is a number as it was found once at this hit.
+type raw struct {
+	read bool
+	n    uint64
+	err  error
+}
+
+// raw is the number behind a variable: all expressions of a hit see the same one,
+// whatever the guest writes meanwhile.
+func (v *view) raw(i int) (uint64, error) {
+	r := &v.raws[i]
+	if !r.read {
+		r.read = true
+		r.n, r.err = v.sources[i].number(v.hit)
+	}
+	return r.n, r.err
 }
 
 // ResolveName looks up a variable: nothing is read that no expression names.
@@ -49,7 +68,7 @@ func (v *view) ResolveName(name string) (any, bool) {
 		return nil, false
 	}
 	if v.values[i] == nil {
-		got, err := v.sources[i].look(v)
+		got, err := v.look(i)
 		if err != nil {
 			v.values[i] = types.WrapErr(err)
 		} else {
@@ -122,18 +141,30 @@ func (v *view) record(s *shape, at uint64) *object {
 
 // source is where a variable's value comes from.
 type source struct {
-	shape *shape // nil: of the process
-	arg   int
-	look  func(v *view) (any, error)
+	shape *shape
+	index int // in the view
+	arg   int // of the function; -1: of the process
+	// One of these: a number or pointer, which shape makes a value of, or a text.
+	number func(h detectors.Hit) (uint64, error)
+	text   func(h detectors.Hit) (string, error)
 }
 
-func (v *view) arg(n int, s *shape) (any, error) {
-	raw, err := v.hit.Arg(n)
+// add makes room for a variable; its source is of use from then on.
+func (v *view) add(s source) source {
+	s.index = len(v.sources)
+	v.sources, v.values, v.raws = append(v.sources, s), append(v.values, nil), append(v.raws, raw{})
+	return s
+}
+
+func (v *view) look(i int) (any, error) {
+	from := &v.sources[i]
+	if from.text != nil {
+		got, err := from.text(v.hit)
+		return types.String(got), err
+	}
+	n, err := v.raw(i)
 	if err != nil {
 		return nil, err
 	}
-	if s.kind == record { // a small struct by value: its bytes are the register's
-		return nil, fmt.Errorf("a %s by value can't be looked into", s.isf)
-	}
-	return s.of(v, raw)
+	return from.shape.of(v, n)
 }
