@@ -59,6 +59,7 @@ type Program struct {
 	deny     int64
 	set      []*assignment
 	regs     xenevents.Registers
+	captured []Value // of the present hit; nil: nobody asked yet
 
 	mu    sync.Mutex
 	stats Stats
@@ -206,6 +207,7 @@ type Result struct {
 // there were no rule.
 func (p *Program) Judge(h detectors.Hit) (r Result) {
 	p.scope.At(h)
+	p.captured = nil
 	var err error
 	if r.Matched, err = p.matches(); err == nil && (r.Matched || p.reset != nil) {
 		r.Count, err = p.count(r.Matched)
@@ -307,11 +309,13 @@ func shorten(s string) string {
 }
 
 // Captured returns the values that the rule captures, at the hit that was judged
-// last.
+// last, as they were before the rule changed anything.
 func (p *Program) Captured() []Value {
-	all := make([]Value, len(p.captures))
-	for i, c := range p.captures {
-		all[i] = c.Value()
+	if p.captured == nil {
+		p.captured = make([]Value, len(p.captures))
+		for i, c := range p.captures {
+			p.captured[i] = c.Value()
+		}
 	}
-	return all
+	return p.captured
 }

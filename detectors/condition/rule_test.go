@@ -164,6 +164,10 @@ func TestVerdicts(t *testing.T) {
 	if s := p.Stats(); s.Errors != 0 || s.Acted != 1 {
 		t.Errorf("%+v", s)
 	}
+	h, _, p = run(Rule{Enforce: true, Set: []string{"file.f_mode=5"}, Capture: []string{"file.f_mode"}}, nil)
+	if got := p.Captured()[0].Text; got != "0x0" || h.mem[fileAt] != 5 {
+		t.Errorf("captured %s, set to %d", got, h.mem[fileAt])
+	}
 	// What can't be set is left, and said.
 	refused := errors.New("read-only")
 	_, r, p = run(Rule{Enforce: true, Set: []string{"file.f_mode=1", "rdi=u64(8)", "rsi=1", "file.f_path.dentry.d_parent.d_flags=1"}}, func(c *call) { c.writeErr = refused })
