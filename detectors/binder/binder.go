@@ -123,10 +123,13 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 
 // ArgsAt returns what is known of the arguments at a place; only a function's entry
 // has any. Of one whose prototype is not in the profile the first six registers are
-// taken, untyped.
+// taken, untyped; a module's function may have the name of one of the kernel's.
 func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
-	if at.Offset != 0 {
+	switch {
+	case at.Offset != 0:
 		return nil
+	case at.Module != "":
+		return guestos.UntypedArgs()
 	}
 	args, err := guestos.Args(p, at.Symbol)
 	if errors.Is(err, guestos.ErrNoPrototype) {

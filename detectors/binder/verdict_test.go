@@ -75,3 +75,17 @@ func TestVerdicts(t *testing.T) {
 		t.Errorf("it returned %#x", rax)
 	}
 }
+
+func TestArgsAt(t *testing.T) {
+	p := newBench(t).binder.kernel.Profile
+	for text, want := range map[string]string{"vfs_read": "file", "mod!vfs_read": "arg0", "untyped": "arg0", "vfs_read+1": "", "0xffffffff81800800": ""} {
+		at, err := ParseLocation(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := ArgsAt(p, at)
+		if want == "" && args != nil || want != "" && args[0].Name != want {
+			t.Errorf("%s: %+v", text, args)
+		}
+	}
+}

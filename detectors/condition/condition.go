@@ -7,7 +7,6 @@ package condition
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"cel.dev/cel-go/cel"
@@ -88,6 +87,9 @@ func (s *Scope) Compile(text string) (*Expression, error) {
 		return fail(s.explain(issues, nil))
 	}
 	tree := parsed.NativeRep()
+	if err := s.checkNames(tree); err != nil {
+		return fail(err.Error())
+	}
 	env, err := s.withCasts(tree)
 	if err != nil {
 		return nil, err
@@ -125,11 +127,6 @@ func (s *Scope) explain(issues *cel.Issues, tree *ast.AST) string {
 		if tree != nil && strings.HasPrefix(why, "undefined field") {
 			why += s.nearField(tree, e.ExprID)
 		}
-		if m := undeclared.FindStringSubmatch(why); m != nil {
-			if err := s.ambiguous(m[1]); err != nil {
-				why = err.Error()
-			}
-		}
 		if strings.Contains(why, "'ret'") {
 			why = "ret is not there: this is a function's entry"
 		}
@@ -147,8 +144,6 @@ func (s *Scope) explain(issues *cel.Issues, tree *ast.AST) string {
 	}
 	return text
 }
-
-var undeclared = regexp.MustCompile(`^undeclared reference to '([^']*)'`)
 
 func (s *Scope) hintEqual(why string) string {
 	if strings.Contains(why, ", int)") || strings.Contains(why, "(int, ") || strings.Contains(why, "uint") {

@@ -62,7 +62,7 @@ func TestWhatIsWrongIsSaidAtLoad(t *testing.T) {
 		{f, "file.ids[4] == 1", "no element 4 in a int[4]"}, {f, "file.ids[-1] == 1", "no element"}, {f, "pos[4096] == 1", "no element"}, {f, "u8(name) == 1", "takes an address"}, {f, "iovec(true).iov_len == 1u", "takes an address"},
 		{f, "has(file.f_mode)", "has() says nothing"}, {f, "ret == 0", "ret is not there"}, {f, strings.Repeat("a", maxText+1), "size"}, {f, strings.Repeat("(", 200) + "true" + strings.Repeat(")", 200), "recursion"},
 		{f, "file{f_mode: 1} == file", "can't be made"}, {f, "nosuch(file)", "undeclared reference to 'nosuch'"}, {f, `name.matches("(")`, ""},
-		{kill, "pid == 1", "arg.pid or process.pid"}, {untyped, "file == null", "no matching overload"}, {untyped, "fileno == null", "there are pid"}, {untyped, "arg6 == 1", "arg"},
+		{kill, "pid == 1", "arg.pid or process.pid"}, {untyped, "file == null", "no argument file here; file(address) is the struct"}, {untyped, "file", "no argument file"}, {kill, "pid", "arg.pid or process.pid"}, {f, "[1].exists(iovec, iovec == 2) && iovec", ""}, {untyped, "fileno == null", "there are pid"}, {untyped, "arg6 == 1", "arg"},
 	} {
 		_, err := c.s.Condition(c.text)
 		var said *Error
@@ -72,7 +72,7 @@ func TestWhatIsWrongIsSaidAtLoad(t *testing.T) {
 			t.Errorf("%.40s: more than a line: %v", c.text, err)
 		}
 	}
-	for _, text := range []string{"arg.pid == 1 && process.pid != 1", "arg.`in` == 1 || arg2 == 1", "arg3 == pid_type.PIDTYPE_MAX", "type == 1", "arg4", "sig == 9"} {
+	for _, text := range []string{"[1].exists(iovec, iovec == 2)", "arg.pid == 1 && process.pid != 1", "arg.`in` == 1 || arg2 == 1", "arg3 == pid_type.PIDTYPE_MAX", "type == 1", "arg4", "sig == 9"} {
 		if _, err := kill.Condition(text); err != nil {
 			t.Errorf("%s: %v", text, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/profiles/guestos"
@@ -94,4 +95,33 @@ func (s *Scope) ambiguous(name string) error {
 		return fmt.Errorf("%s is an argument of the function, and of the process: say arg.%s or process.%s", name, name, name)
 	}
 	return nil
+}
+
+// checkNames looks at the names that CEL would take for something else: those of
+// an argument and the process, and those of structs, which are types to CEL.
+func (s *Scope) checkNames(tree *ast.AST) (found error) {
+	own := map[string]bool{} // of the expression: a in ids.exists(a, a > 1)
+	each := func(f func(ast.Expr)) { ast.PreOrderVisit(tree.Expr(), ast.NewExprVisitor(f)) }
+	each(func(e ast.Expr) {
+		if e.Kind() == ast.ComprehensionKind {
+			c := e.AsComprehension()
+			own[c.IterVar()], own[c.IterVar2()], own[c.AccuVar()] = true, true, true
+		}
+	})
+	each(func(e ast.Expr) {
+		if found != nil || e.Kind() != ast.IdentKind || own[e.AsIdent()] {
+			return
+		}
+		name := e.AsIdent()
+		if _, known := s.names[name]; known {
+			return
+		}
+		if found = s.ambiguous(name); found != nil {
+			return
+		}
+		if _, err := s.profile.UserType(name); err == nil && name != "process" && name != "arg" {
+			found = fmt.Errorf("there is no argument %s here; %s(address) is the struct of that name at an address%s", name, name, s.known())
+		}
+	})
+	return found
 }
