@@ -32,6 +32,7 @@ func ruled(t *testing.T, h *lab.Host, rule string, matched, wrong int, words ...
 	if c.wrong != uint64(wrong) {
 		t.Errorf("%s: the guest says that %d of %d calls ended otherwise, not %d: %s", rule, c.wrong, c.calls, wrong, said)
 	}
+	t.Logf("%d ticks a call with %s", c.ticks, rule)
 	says(t, h, 0, "hprobe probe ls", words...)
 	says(t, h, 0, "hprobe probe rm "+id, fmt.Sprintf("after %d hits, %d matched", c.calls, matched))
 	trace = h.MustRun(t, "sleep 0.5; kill $(cat /tmp/trace.pid); cat /tmp/trace.log")
