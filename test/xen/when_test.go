@@ -42,63 +42,61 @@ func ruled(t *testing.T, h *lab.Host, rule string, matched, wrong int, words ...
 	return said, trace
 }
 
-// TestWhen: a condition matches exactly the calls that it is of, and a verdict
+// when: a condition matches exactly the calls that it is of, and a verdict
 // changes those and no others, as the guest's own program counts them.
-func TestWhen(t *testing.T) {
-	onAll(t, func(t *testing.T, cfg lab.Config) {
-		h := daemonHost(t, cfg, "calls", "texthash")
-		before := h.Guest.MustRun(t, "texthash")
-		which, near := "which", "did you mean 'which'"
-		if cfg.Guest == "5.10" {
-			which, near = "arg0", "the arguments arg0, "
-		}
-		for _, wrong := range [][2]string{
-			{`--at __x64_sys_getpriority --when 'whick == 1'`, near}, {`--at vfs_open --when 'file.f_mod == 1'`, "did you mean 'f_mode'"},
-			{`--at __x64_sys_getpriority --when ` + which, "true or false"}, {`--at __x64_sys_getpriority --mode enforce`, "without a verdict"},
-			{`--at vfs_open+4 --deny EPERM`, "entry"}, {`--at vfs_open --deny ENOSUCH`, "ENOSUCH"},
-		} {
-			says(t, h, 2, "hprobe probe add --domain guest "+wrong[0], wrong[1])
-		}
-		says(t, h, 0, "hprobe status", "attached to no guest")
+func when(t *testing.T, cfg lab.Config) {
+	h := daemonHost(t, cfg, "calls", "texthash")
+	before := h.Guest.MustRun(t, "texthash")
+	which, near := "which", "did you mean 'which'"
+	if cfg.Guest == "5.10" {
+		which, near = "arg0", "the arguments arg0, "
+	}
+	for _, wrong := range [][2]string{
+		{`--at __x64_sys_getpriority --when 'whick == 1'`, near}, {`--at vfs_open --when 'file.f_mod == 1'`, "did you mean 'f_mode'"},
+		{`--at __x64_sys_getpriority --when ` + which, "true or false"}, {`--at __x64_sys_getpriority --mode enforce`, "without a verdict"},
+		{`--at vfs_open+4 --deny EPERM`, "entry"}, {`--at vfs_open --deny ENOSUCH`, "ENOSUCH"},
+	} {
+		says(t, h, 2, "hprobe probe add --domain guest "+wrong[0], wrong[1])
+	}
+	says(t, h, 0, "hprobe status", "attached to no guest")
 
-		_, trace := ruled(t, h, `--when 'which >= 1100 && which < 1200 && comm == "calls" && pid == tid - 1' --capture 'which,who=arg1,comm,uid,start_time > 0'`, 100, 0, "100 ")
-		if n := strings.Count(trace, `, comm="calls", uid=0, start_time > 0=true)`); n != 100 || cfg.Guest != "5.10" && (!strings.Contains(trace, "(which=1100, who=0, ") || !strings.Contains(trace, "(which=1199, who=0, ")) {
-			t.Errorf("%d calls as they were in %.600s", n, trace)
-		}
-		// What would be done is not done, until somebody says so.
-		_, trace = ruled(t, h, `--when 'which % 2 == 0' --deny EACCES`, 250, 0, "observe: deny EACCES")
-		if n := strings.Count(trace, "would be denied with EACCES"); n != 250 {
-			t.Errorf("%d calls would be denied: %.600s", n, trace)
-		}
-		said, _ := ruled(t, h, `--when 'which % 2 == 0' --deny EACCES --mode enforce`, 250, 250, "enforce: deny EACCES")
-		if !strings.Contains(said, "call 0 returned -13") {
-			t.Errorf("the guest says %q", said)
-		}
-		// From the 401st call of one process on.
-		said, _ = ruled(t, h, `--key pid --threshold 401 --deny -77 --mode enforce`, 500, 100, "from 401 on of one pid (1 key)")
-		if !strings.Contains(said, "call 400 returned -77") {
-			t.Errorf("the guest says %q", said)
-		}
-		said, _ = ruled(t, h, `--key pid --threshold 10 --reset 'which % 20 == 0' --deny -77 --mode enforce`, 500, 25*11, "275")
-		if !strings.Contains(said, "call 9 returned -77") {
-			t.Errorf("the guest says %q", said)
-		}
-		// An argument in memory, and one in a register.
-		said, _ = ruled(t, h, `--when 'which == 1007' --set which=0 --mode enforce`, 1, 1, "set which=0")
-		if !strings.Contains(said, "call 7 returned 20") {
-			t.Errorf("the guest says %q", said)
-		}
-		// Memory that is not there is no match, and no harm.
-		ruled(t, h, `--when 'u64(which) == 5' --deny EPERM --mode enforce`, 0, 0, "last error")
+	_, trace := ruled(t, h, `--when 'which >= 1100 && which < 1200 && comm == "calls" && pid == tid - 1' --capture 'which,who=arg1,comm,uid,start_time > 0'`, 100, 0, "100 ")
+	if n := strings.Count(trace, `, comm="calls", uid=0, start_time > 0=true)`); n != 100 || cfg.Guest != "5.10" && (!strings.Contains(trace, "(which=1100, who=0, ") || !strings.Contains(trace, "(which=1199, who=0, ")) {
+		t.Errorf("%d calls as they were in %.600s", n, trace)
+	}
+	// What would be done is not done, until somebody says so.
+	_, trace = ruled(t, h, `--when 'which % 2 == 0' --deny EACCES`, 250, 0, "observe: deny EACCES")
+	if n := strings.Count(trace, "would be denied with EACCES"); n != 250 {
+		t.Errorf("%d calls would be denied: %.600s", n, trace)
+	}
+	said, _ := ruled(t, h, `--when 'which % 2 == 0' --deny EACCES --mode enforce`, 250, 250, "enforce: deny EACCES")
+	if !strings.Contains(said, "call 0 returned -13") {
+		t.Errorf("the guest says %q", said)
+	}
+	// From the 401st call of one process on.
+	said, _ = ruled(t, h, `--key pid --threshold 401 --deny -77 --mode enforce`, 500, 100, "from 401 on of one pid (1 key)")
+	if !strings.Contains(said, "call 400 returned -77") {
+		t.Errorf("the guest says %q", said)
+	}
+	said, _ = ruled(t, h, `--key pid --threshold 10 --reset 'which % 20 == 0' --deny -77 --mode enforce`, 500, 25*11, "275")
+	if !strings.Contains(said, "call 9 returned -77") {
+		t.Errorf("the guest says %q", said)
+	}
+	// An argument in memory, and one in a register.
+	said, _ = ruled(t, h, `--when 'which == 1007' --set which=0 --mode enforce`, 1, 1, "set which=0")
+	if !strings.Contains(said, "call 7 returned 20") {
+		t.Errorf("the guest says %q", said)
+	}
+	// Memory that is not there is no match, and no harm.
+	ruled(t, h, `--when 'u64(which) == 5' --deny EPERM --mode enforce`, 0, 0, "last error")
 
-		says(t, h, 0, "hprobe findings --last 10", "REPORTED", which+" == 1007; set "+which+"=0", "could not be judged, and was let pass (256 so far)")
-		says(t, h, 0, "hprobe findings | grep -c BLOCKED", fmt.Sprint(250+100+275))
-		says(t, h, 0, "hprobe status", "attached to no guest")
-		if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
-			t.Errorf("dom0 sees %q after the end, the guest saw %q before", after, before)
-		}
-		alive(t, h)
-	})
+	says(t, h, 0, "hprobe findings --last 10", "REPORTED", which+" == 1007; set "+which+"=0", "could not be judged, and was let pass (256 so far)")
+	says(t, h, 0, "hprobe findings | grep -c BLOCKED", fmt.Sprint(250+100+275))
+	says(t, h, 0, "hprobe status", "attached to no guest")
+	if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
+		t.Errorf("dom0 sees %q after the end, the guest saw %q before", after, before)
+	}
+	alive(t, h)
 }
 
 // TestWhenOfTypes: strings and fields through structs of a real kernel; a refused
