@@ -52,6 +52,11 @@ type Verdict struct {
 	// Return to its caller.
 	Deny   bool
 	Return int64
+	// Registers are what the vCPU goes on with; nil: with its own.
+	Registers *xenevents.Registers
+	// Pause stops the whole domain before the instruction, until somebody has it
+	// go on (xl unpause) or hprobed ends. It comes before the others.
+	Pause bool
 }
 
 // Hit is one execution of a probed instruction, before it ran. It is valid
@@ -77,6 +82,25 @@ type Hit interface {
 	CanDeny() error
 	// Process is who runs. ok is false where that can't be found out.
 	Process() (p Process, ok bool)
+	// Running is the same, read only as far as it is asked for.
+	Running() Running
+	// Write writes guest virtual memory, as the vCPU sees it: at most MaxWrite
+	// bytes, and nothing where the guest's page tables don't let it write. Another
+	// vCPU may read them before the guest's own code does, and write over them.
+	Write(p []byte, at xenevents.GVA) error
+}
+
+// MaxWrite is how many bytes Hit.Write takes.
+const MaxWrite = 256
+
+// Running is the task that a vCPU runs. What it says is the guest's.
+type Running interface {
+	PID() (uint32, error) // in the guest's first PID name space, as is TID
+	TID() (uint32, error)
+	UID() (uint32, error) // the real one, in the first user name space
+	// StartTime is in nanoseconds since the guest's boot.
+	StartTime() (uint64, error)
+	Comm() (string, error)
 }
 
 // Return is the end of a call.

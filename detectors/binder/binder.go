@@ -11,6 +11,7 @@ import (
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/profiles/guestos"
+	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
@@ -80,9 +81,8 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 		return Bound{}, err
 	}
 	h := &hit{kernel: b.kernel}
-	if loc.Offset == 0 {
-		h.args = argsOf(b.kernel, loc.Symbol)
-	}
+	h.read = h.readMemory
+	h.args = ArgsAt(b.kernel.Profile, loc)
 	request := probe.Request{Name: spec.Name, At: at, Space: b.kernel.Space, Decide: b.decide(d, spec, h)}
 	request.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
 	if spec.Return {
@@ -124,6 +124,7 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 	}
 	return func(raw *probe.Hit) probe.Verdict {
 		h.Hit = raw
+		h.running = h.kernel.Running(raw.Regs, h.read)
 		out := spec.Handle(h)
 		var denied error
 		if out.Verdict.Deny {
@@ -138,17 +139,28 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 			}
 			b.sink.Emit(f)
 		}
-		if out.Verdict.Deny && denied == nil {
-			return probe.Verdict{Action: probe.Deny, Return: uint64(out.Verdict.Return)}
+		v := probe.Verdict{Pause: out.Verdict.Pause}
+		switch {
+		case out.Verdict.Deny && denied == nil:
+			v.Action, v.Return = probe.Deny, uint64(out.Verdict.Return)
+		case out.Verdict.Registers != nil:
+			v.Action, v.Regs = probe.SetRegs, out.Verdict.Registers
 		}
-		return probe.Verdict{}
+		return v
 	}
 }
 
-// argsOf returns what is known of a function's arguments. Of one whose
-// prototype is not in the profile the first six registers are taken, untyped.
-func argsOf(k *guestos.Kernel, function string) []guestos.Arg {
-	args, err := guestos.Args(k.Profile, function)
+// ArgsAt returns what is known of the arguments at a place; only a function's entry
+// has any. Of one whose prototype is not in the profile the first six registers are
+// taken, untyped; a module's function may have the name of one of the kernel's.
+func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
+	switch {
+	case at.Offset != 0:
+		return nil
+	case at.Module != "":
+		return guestos.UntypedArgs()
+	}
+	args, err := guestos.Args(p, at.Symbol)
 	if errors.Is(err, guestos.ErrNoPrototype) {
 		return guestos.UntypedArgs()
 	}
@@ -161,9 +173,13 @@ func argsOf(k *guestos.Kernel, function string) []guestos.Arg {
 // hit is a detectors.Hit.
 type hit struct {
 	*probe.Hit
-	kernel *guestos.Kernel
-	args   []guestos.Arg
+	kernel  *guestos.Kernel
+	args    []guestos.Arg
+	running guestos.Running
+	read    guestos.Reader // readMemory, made once
 }
+
+func (h *hit) readMemory(p []byte, at xenevents.GVA) (int, error) { return h.Hit.Read(p, at) }
 
 func (h *hit) Seq() uint64                     { return h.Hit.Seq }
 func (h *hit) VCPU() xenevents.VCPU            { return h.Hit.VCPU }
@@ -208,9 +224,18 @@ func (h *hit) CanDeny() error {
 }
 
 func (h *hit) Process() (detectors.Process, bool) {
-	t, err := h.kernel.CurrentTask(h.Regs, h.Read)
+	t, err := h.kernel.CurrentTask(h.Regs, h.read)
 	if err != nil {
 		return detectors.Process{}, false
 	}
 	return detectors.Process{PID: t.TGID, TID: t.PID, Comm: t.Comm}, true
+}
+
+func (h *hit) Running() detectors.Running { return &h.running }
+
+func (h *hit) Write(p []byte, at xenevents.GVA) error {
+	if len(p) > detectors.MaxWrite {
+		return fmt.Errorf("%d bytes: more than the %d that a hit may write", len(p), detectors.MaxWrite)
+	}
+	return h.Hit.Write(p, at)
 }

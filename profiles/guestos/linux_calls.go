@@ -12,7 +12,8 @@ import (
 // Arg says where an argument of a function is at its first instruction.
 type Arg struct {
 	Name string
-	// Register is the number of the register that holds it, in encoding order.
+	// Register is the number of the register that holds it, in encoding order, or
+	// OnStack.
 	Register int
 	// InPtRegs: the register points to a struct pt_regs, which has it at Offset.
 	InPtRegs bool
@@ -20,8 +21,17 @@ type Arg struct {
 	Type     isf.Type
 }
 
-// Read returns the argument's value. mem reads 8 bytes of guest memory.
+// OnStack is the Register of a large struct that is passed by value.
+const OnStack = -1
+
+var errOnStack = errors.New("it is on the stack: a struct by value")
+
+// Read returns the argument's value, of a struct in two registers the first 8
+// bytes. mem reads 8 bytes of guest memory.
 func (a *Arg) Read(regs *xenevents.Registers, mem func(xenevents.GVA) (uint64, error)) (uint64, error) {
+	if a.Register == OnStack {
+		return 0, errOnStack
+	}
 	v := *regs.GPR(a.Register)
 	if !a.InPtRegs {
 		return v, nil
@@ -58,12 +68,36 @@ func Args(p *isf.Profile, function string) ([]Arg, error) {
 		return nil, fmt.Errorf("%s: %w", function, ErrNoPrototype)
 	}
 	var all []Arg
-	for i, param := range f.Params {
-		if i < len(functionRegisters) {
-			all = append(all, Arg{Name: param.Name, Register: functionRegisters[i], Type: param.Type})
+	next := 0
+	for _, param := range f.Params {
+		n := registersOf(p, param.Type)
+		switch {
+		case n == 0 || n > 1 && next+n > len(functionRegisters):
+			all = append(all, Arg{Name: param.Name, Register: OnStack, Type: param.Type})
+		case next+n > len(functionRegisters): // on the stack, as are all numbers after it
+			return all, nil
+		default:
+			all = append(all, Arg{Name: param.Name, Register: functionRegisters[next], Type: param.Type})
+			next += n
 		}
 	}
 	return all, nil
+}
+
+// registersOf is how many registers an argument takes (System V ABI, 3.2.3): a
+// struct of at most 16 bytes is taken apart, a larger one is on the stack.
+func registersOf(p *isf.Profile, t isf.Type) int {
+	if t.Kind != isf.Struct && t.Kind != isf.Union {
+		return 1
+	}
+	size, err := p.SizeOf(t)
+	switch {
+	case err != nil || size <= 8:
+		return 1
+	case size <= 16:
+		return 2
+	}
+	return 0
 }
 
 // UntypedArgs returns the six registers that arguments of a function may be in.

@@ -50,12 +50,17 @@ func testProfile(t testing.TB, change func(*isf.Builder)) *isf.Profile {
 		"task_struct":  fields("pid", 0x54, "tgid", 0x58, "comm", 0x70),
 		"pt_regs":      fields("di", 0x70, "si", 0x68, "dx", 0x60, "r10", 0x38, "r8", 0x48, "r9", 0x40),
 		"pcpu_hot":     fields("current_task", 24),
+		"small":        {Kind: isf.Struct, Size: 4},
+		"pair":         {Kind: isf.Struct, Size: 16},
 	}
 	pointer := isf.Type{Kind: isf.Pointer, Subtype: &isf.Type{Kind: isf.Struct, Name: "file"}}
 	long := isf.Type{Kind: isf.Base, Name: "long"}
 	b.Funcs = map[string]isf.Func{
-		"vfs_read":          {Params: []isf.Param{{Name: "file", Type: pointer}, {Name: "count", Type: long}}},
-		"many":              {Params: make([]isf.Param, 9)},
+		"vfs_read": {Params: []isf.Param{{Name: "file", Type: pointer}, {Name: "count", Type: long}}},
+		"many":     {Params: make([]isf.Param, 9)},
+		"byvalue": {Params: []isf.Param{{Name: "small", Type: isf.Type{Kind: isf.Struct, Name: "small"}}, {Name: "pair", Type: isf.Type{Kind: isf.Struct, Name: "pair"}},
+			{Name: "large", Type: isf.Type{Kind: isf.Struct, Name: "module"}}, {Name: "pair2", Type: isf.Type{Kind: isf.Union, Name: "pair"}}, {Name: "pair3", Type: isf.Type{Kind: isf.Struct, Name: "pair"}},
+			{Name: "a", Type: long}, {Name: "b", Type: long}}},
 		"__do_sys_vmsplice": {Params: []isf.Param{{Name: "fd", Type: long}, {Name: "uiov", Type: pointer}, {Type: long}, {Name: "flags", Type: long}}},
 		"ksys_read":         {Params: []isf.Param{{Name: "fd", Type: long}}},
 		"__do_sys_getpid":   {Params: []isf.Param{}},
@@ -339,8 +344,10 @@ func TestArgs(t *testing.T) {
 		return s
 	}
 	for function, want := range map[string]string{
-		"vfs_read":            "file:7 struct file *, count:6 long, ",
-		"many":                ":7 , :6 , :2 , :1 , :8 , :9 , ", // the others are on the stack
+		"vfs_read": "file:7 struct file *, count:6 long, ",
+		"many":     ":7 , :6 , :2 , :1 , :8 , :9 , ", // the others are on the stack
+		// Those of 16 bytes take two registers; what finds no place leaves it to others.
+		"byvalue":             "small:7 struct small, pair:6 struct pair, large:-1 struct module, pair2:1 union pair, pair3:-1 struct pair, a:9 long, ",
 		"__x64_sys_vmsplice":  "fd:7+0x70 long, uiov:7+0x68 struct file *, arg2:7+0x60 unsigned long, flags:7+0x38 long, ",
 		"__x64_sys_read":      "fd:7+0x70 long, ",
 		"__x64_sys_getpid":    "",
@@ -361,6 +368,9 @@ func TestArgs(t *testing.T) {
 	}
 	regs := xenevents.Registers{RDI: 0x1000, RSI: 2}
 	mem := func(at xenevents.GVA) (uint64, error) { return uint64(at) + 1, nil }
+	if v, err := (&Arg{Register: OnStack}).Read(&regs, mem); v != 0 || !errors.Is(err, errOnStack) {
+		t.Errorf("%#x, %v", v, err)
+	}
 	if v, err := (&Arg{Register: 6}).Read(&regs, mem); v != 2 || err != nil {
 		t.Errorf("%#x, %v", v, err)
 	}

@@ -43,11 +43,12 @@ var mayImport = map[string][]string{
 	"profiles/build":   {"profiles/isf", "xenevents", "xenevents/guestmem"},
 	"profiles/guestos": {"profiles/isf", "xenevents", "xenevents/guestmem"},
 
-	"detectors":         {"xenevents"},
-	"detectors/policy":  {"detectors"},
-	"detectors/binder":  {"detectors", "profiles/isf", "profiles/guestos", "xenevents", "xenevents/probe"},
-	"detectors/builtin": {"detectors", "xenevents"},
-	"detectors/sinks":   {"detectors"},
+	"detectors":           {"xenevents"},
+	"detectors/policy":    {"detectors"},
+	"detectors/binder":    {"detectors", "profiles/isf", "profiles/guestos", "xenevents", "xenevents/probe"},
+	"detectors/builtin":   {"detectors", "xenevents"},
+	"detectors/condition": {"detectors", "profiles/isf", "profiles/guestos", "xenevents"},
+	"detectors/sinks":     {"detectors"},
 
 	"plugins/proto":      {},
 	"plugins/sdk":        {"detectors", "plugins/proto"},

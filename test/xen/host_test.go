@@ -61,6 +61,8 @@ func TestHosts(t *testing.T) {
 			t.Run("Conformance", func(t *testing.T) { conformance(t, cfg) })
 			t.Run("Hits", func(t *testing.T) { hits(t, cfg) })
 			t.Run("Daemon", func(t *testing.T) { daemon(t, cfg) })
+			t.Run("Return", func(t *testing.T) { returns(t, cfg) })
+			t.Run("When", func(t *testing.T) { when(t, cfg) })
 		})
 	}
 }

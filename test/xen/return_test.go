@@ -26,35 +26,33 @@ func (r *report) returned(t *testing.T, value int64, n uint64) {
 	}
 }
 
-// TestReturn: each call of two threads on two vCPUs is an entry and a return, with
+// returns: each call of two threads on two vCPUs is an entry and a return, with
 // its value, in pairs; the guest's code is as it was all the time, and nothing is
 // left. All system calls of the guest return to the same place.
-func TestReturn(t *testing.T) {
-	onAll(t, func(t *testing.T, cfg lab.Config) {
-		h := lab.Copy(t, cfg, monitorFiles(t, cfg, "calls", "texthash", "work")...)
-		before := h.Guest.MustRun(t, "texthash")
-		pages := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory")
-		m := arm(t, h, "-return")
-		c := call(t, h, 2000, cfg.VCPUs)
-		if during := h.Guest.MustRun(t, "texthash"); during != before {
-			t.Errorf("the guest's code is %q while the probe is armed, and was %q", during, before)
-		}
-		if work := h.Guest.MustRun(t, "work 5"); work != checksum(t, 5) {
-			t.Errorf("the guest computes %q with a probe, %q without", work, checksum(t, 5))
-		}
-		r := m.stop()
-		r.sees(t, c)
-		r.returned(t, einval, c.calls)
-		t.Logf("a call with its return costs %d ticks; %d sites, %d shadows, passed %d, events %v", c.ticks, r.Stats.Sites, r.Stats.Shadows, r.Probe.Passed, r.Stats.Events)
-		if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
-			t.Errorf("dom0 sees %q after removal, the guest saw %q before", after, before)
-		}
-		if now := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory"); now != pages {
-			t.Errorf("memory is %q, and was %q", now, pages)
-		}
-		call(t, h, 200, cfg.VCPUs)
-		alive(t, h)
-	})
+func returns(t *testing.T, cfg lab.Config) {
+	h := lab.Copy(t, cfg, monitorFiles(t, cfg, "calls", "texthash", "work")...)
+	before := h.Guest.MustRun(t, "texthash")
+	pages := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory")
+	m := arm(t, h, "-return")
+	c := call(t, h, 2000, cfg.VCPUs)
+	if during := h.Guest.MustRun(t, "texthash"); during != before {
+		t.Errorf("the guest's code is %q while the probe is armed, and was %q", during, before)
+	}
+	if work := h.Guest.MustRun(t, "work 5"); work != checksum(t, 5) {
+		t.Errorf("the guest computes %q with a probe, %q without", work, checksum(t, 5))
+	}
+	r := m.stop()
+	r.sees(t, c)
+	r.returned(t, einval, c.calls)
+	t.Logf("a call with its return costs %d ticks; %d sites, %d shadows, passed %d, events %v", c.ticks, r.Stats.Sites, r.Stats.Shadows, r.Probe.Passed, r.Stats.Events)
+	if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
+		t.Errorf("dom0 sees %q after removal, the guest saw %q before", after, before)
+	}
+	if now := h.MustRun(t, "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory"); now != pages {
+		t.Errorf("memory is %q, and was %q", now, pages)
+	}
+	call(t, h, 200, cfg.VCPUs)
+	alive(t, h)
 }
 
 // TestReturnOfKilled: threads are killed in the middle of a call; then of one that
@@ -169,5 +167,18 @@ func TestDaemonReturn(t *testing.T) {
 	}
 	says(t, h, 0, `hprobe -o json probe ls`, `"hits":"50"`, `"returns":"50"`, `"lost":"0"`, `"state":"armed"`)
 	says(t, h, 0, "hprobe probe rm p1", "after 50 hits")
+	// A rule judges the end of a call, and may set what it returns.
+	const add = "hprobe probe add --domain guest --at __x64_sys_getpriority --return "
+	says(t, h, 2, add+"--deny EPERM", "can't be refused")
+	says(t, h, 2, add+"--when 'arg0 > 0'", "its arguments are gone")
+	says(t, h, 0, add+"--when 'ret == -22 && pid > 1' --capture comm,ret --set ret=-77 --mode enforce", "p2: armed in guest")
+	if out := h.Guest.MustRun(t, "calls 50 1 2>&1; true"); !strings.Contains(out, "calls 50 wrong 50 ") || !strings.Contains(out, "returned -77") {
+		t.Errorf("the guest says %q", out)
+	}
+	if out := says(t, h, 0, "sleep 1; cat /tmp/trace.log"); strings.Count(out, `__x64_sys_getpriority(comm="calls", ret=-22) -> -22  `) != 50 {
+		t.Errorf("not 50 calls matched: %q", out)
+	}
+	says(t, h, 0, "hprobe probe rm p2", "after 50 hits, 50 matched")
+	call(t, h, 50, 1)
 	alive(t, h)
 }

@@ -46,9 +46,10 @@ func (e *Engine) add(r Request) (ID, error) {
 // patch away where nobody does any more.
 func (e *Engine) fit(p *patch) error {
 	if len(p.users) == 0 && p.site == nil {
+		e.forgetPaused(p)
 		return e.set.Remove(p.hidden)
 	}
-	needed := p.site != nil && p.site.calls > 0
+	needed := p.site != nil && p.site.calls > 0 || e.pausedIn(p)
 	for _, user := range p.users {
 		needed = needed || !user.suspended
 	}
@@ -132,6 +133,7 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		// Calls under way return as if there had been no probe.
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
+		e.forgetPaused(user.patch)
 		user.patch.users = slices.DeleteFunc(user.patch.users, func(u *probe) bool { return u == user })
 		return errors.Join(err, e.fit(user.patch))
 	})

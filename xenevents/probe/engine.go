@@ -56,8 +56,10 @@ type Engine struct {
 	lastID ID
 	steps  []step // by vCPU: what its next single-step event ends
 	stats  Stats
-	kinds  [16]uint64 // events by kind: an array, as a map's entry would cost at each event
-	fast   bool       // Xen has fast single-step
+	kinds  [16]uint64        // events by kind: an array, as a map's entry would cost at each event
+	fast   bool              // Xen has fast single-step
+	paused map[pausedAt]held // hits that run again
+	held   bool              // a hit paused the domain
 
 	calls    callTable
 	sites    []*site
@@ -143,7 +145,7 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		dom: full, log: o.Log, mem: guestmem.NewReader(dom),
-		probes: map[ID]*probe{}, due: never,
+		probes: map[ID]*probe{}, due: never, paused: map[pausedAt]held{},
 		calls: callTable{max: max(cmp.Or(o.Calls, defaultCalls), 1)}, maxSites: max(cmp.Or(o.Sites, defaultSites), 1),
 		window:   max(cmp.Or(o.Window, defaultWindow), parts),
 		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),

@@ -84,6 +84,10 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	h := &e.now.hit
 	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
+	if e.resumes(p, h) {
+		err = either(e.fit(p), e.carryOut(ev, p, h))
+		return either(err, e.charge(p, nil))
+	}
 	site := p.site
 	if site != nil && site.calls == 0 {
 		site = nil // the int3 is there for others
@@ -106,14 +110,16 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 			continue
 		}
 		h.Probe, h.Seq = user.id, user.hits
-		if v := e.decide(user, h); v.Action != Continue {
-			h.heed(user, v)
-		}
+		h.heed(user, e.decide(user, h))
 	}
 	if returns {
 		err = either(err, e.enter(h, p))
 	}
-	err = either(err, e.carryOut(ev, p, h))
+	if h.pause {
+		err = either(err, e.pause(ev, p, h))
+	} else {
+		err = either(err, e.carryOut(ev, p, h))
+	}
 	return either(err, e.charge(p, site))
 }
 
@@ -125,6 +131,10 @@ func (u *probe) sees(h *Hit) bool {
 
 // heed takes a verdict into account.
 func (h *Hit) heed(user *probe, v Verdict) {
+	h.pause = h.pause || v.Pause
+	if v.Action == Continue {
+		return
+	}
 	user.changed++
 	if h.verdict.Action == Continue {
 		h.verdict = v

@@ -101,6 +101,7 @@ type Hit struct {
 
 	engine  *Engine
 	verdict Verdict // of those who were asked before
+	pause   bool    // somebody asked for it
 	// The return address is read once at most: another vCPU may change it, or
 	// take the stack away, after somebody relied on it.
 	to     uint64
@@ -177,6 +178,9 @@ type Verdict struct {
 	Action Action
 	Return uint64 // Deny: the value of RAX
 	Regs   *xenevents.Registers
+	// Pause: first the domain is paused as a whole. Whoever unpauses it, or
+	// Engine.Run's end, has the vCPU go on, by Action.
+	Pause bool
 }
 
 // State is how a probe is doing.

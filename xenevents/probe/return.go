@@ -217,7 +217,7 @@ func (e *Engine) roomForSite() error {
 		return nil
 	}
 	for _, s := range e.sites {
-		if s.calls == 0 {
+		if s.calls == 0 && !e.pausedIn(s.patch) {
 			return e.dropSite(s)
 		}
 	}
@@ -230,11 +230,17 @@ func (e *Engine) dropSite(s *site) error {
 	return e.fit(s.patch)
 }
 
-// leaveSites gives up the sites that only this probe's calls returned to.
+// leaveSites takes a probe off the sites that its calls returned to, and gives up
+// those that are no other's.
 func (e *Engine) leaveSites(user *probe) (err error) {
 	for _, s := range slices.Clone(e.sites) {
+		if !slices.Contains(s.users, user) {
+			continue
+		}
+		e.forgetPaused(s.patch)
 		s.users = slices.DeleteFunc(s.users, func(u *probe) bool { return u == user })
 		if len(s.users) > 0 {
+			err = either(err, e.fit(s.patch))
 			continue
 		}
 		err = either(err, e.dropSite(s))
@@ -289,9 +295,7 @@ func (e *Engine) returned(h *Hit, s *site) error {
 			continue
 		}
 		h.Probe, h.Seq, h.Return, h.Took = c.user.id, c.seq, true, since(e.tick, c.since)
-		if v := e.decide(c.user, h); v.Action != Continue {
-			h.heed(c.user, v)
-		}
+		h.heed(c.user, e.decide(c.user, h))
 	}
 	h.Return, h.Took = false, 0
 	return err

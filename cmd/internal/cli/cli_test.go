@@ -43,6 +43,15 @@ func (h *hprobed) probe() *controlapi.Probe {
 		Hits: 5, Changed: 2, Detail: hostile, Detector: hostile, Passed: 71, WithReturns: true, Returns: 72, Gaps: 1}
 }
 
+// ruled is a probe with a rule.
+func (h *hprobed) ruled() *controlapi.Probe {
+	p := h.probe()
+	p.Detail, p.Detector = "", ""
+	p.Rule = &controlapi.Rule{When: "a == \"" + hostile, Threshold: 3, Key: "pid", Deny: "EPERM", Set: []string{"rdi=" + hostile}, Pause: true}
+	p.Matches = &controlapi.Matches{Matched: 4, Errors: 7, LastError: hostile, Keys: 1, Dropped: 6}
+	return p
+}
+
 func (h *hprobed) detector() *controlapi.Detector {
 	return &controlapi.Detector{Id: "d1", Domain: hostile, Name: hostile, Mode: "fix", What: hostile, Findings: 3, Probes: []*controlapi.Probe{{Hits: 4}, {Hits: 5}}}
 }
@@ -59,10 +68,13 @@ func (h *hprobed) ListProbes(ctx context.Context, r *controlapi.ListProbesReques
 	if r.GetDomain() == "die" {
 		return nil, h.die(ctx)
 	}
-	return &controlapi.ListProbesResponse{Probes: []*controlapi.Probe{h.probe(), h.probe()}}, nil
+	return &controlapi.ListProbesResponse{Probes: []*controlapi.Probe{h.probe(), h.ruled()}}, nil
 }
 
-func (h *hprobed) RemoveProbe(context.Context, *controlapi.RemoveRequest) (*controlapi.Probe, error) {
+func (h *hprobed) RemoveProbe(_ context.Context, r *controlapi.RemoveRequest) (*controlapi.Probe, error) {
+	if r.GetId() == "p2" {
+		return h.ruled(), nil
+	}
 	return h.probe(), nil
 }
 
@@ -96,7 +108,7 @@ func (h *hprobed) Trace(r *controlapi.TraceRequest, s grpc.ServerStreamingServer
 	h.asked = append(h.asked, r)
 	for i := range uint64(3) {
 		hit := &controlapi.Hit{TimeUnixNano: 1, Domain: hostile, Probe: "p1", At: "do_exit", Seq: i + 1, Process: &controlapi.Process{Pid: 42, Comm: hostile},
-			Arguments: []*controlapi.Argument{{Name: hostile, Value: 16}, {Name: "b", Error: "x"}}}
+			Arguments: []*controlapi.Argument{{Name: hostile, Value: 16}, {Name: "b", Error: "x"}, {Name: "c", Value: 1, Text: "7"}, {Name: "d", Text: hostile, Error: hostile}}, Count: i, Action: hostile}
 		if i == 1 {
 			hit.Lost, hit.Process = 8, nil
 		}
@@ -164,7 +176,8 @@ func TestWhatAGuestSaysIsHarmless(t *testing.T) {
 	for args, want := range map[string]string{
 		"probe add -d guest --at do_exit": "p1: armed in",
 		"probe ls":                        "p1",
-		"probe rm p1":                     "after 5 hits",
+		"probe rm p1":                     "after 5 hits\n",
+		"probe rm p2":                     "after 5 hits, 4 matched\n",
 		"stopgap add x -d guest":          "fix mode",
 		"stopgap ls":                      "9 ", // hits of both probes
 		"stopgap rm d1":                   "it saw 3 attempts in 9 calls",
@@ -199,11 +212,25 @@ func TestWhatAGuestSaysIsHarmless(t *testing.T) {
 		}
 	}
 	if _, out, _ := run("trace", "--socket", socket); !strings.Contains(out, "8 lost here") || !strings.Contains(out, "b=?") || !strings.Contains(out, "  ?  ") || !strings.Contains(out, "=0x10") ||
-		!strings.Contains(out, "#3  vcpu0  ") || !strings.Contains(out, "  do_exit -> -22  900 ticks\n") {
+		!strings.Contains(out, "c=7, d=?)  count 1  e") || !strings.Contains(out, "#3  vcpu0  ") || !strings.Contains(out, "  do_exit -> -22  900 ticks  count 2  e") {
+		t.Errorf("%q", out)
+	}
+	if _, out, _ := run("probe", "ls", "--socket", socket); !strings.Contains(out, "; from 3 on of one pid (1 key, 6 forgotten); observe: deny EPERM, set rdi=") || !strings.Contains(out, ", pause; last error: e") {
 		t.Errorf("%q", out)
 	}
 	if _, out, _ := run("probe", "ls", "--socket", socket); !strings.Contains(out, "RETURNS  PASSED") || !strings.Contains(out, "  72       71  ") {
 		t.Errorf("%q", out)
+	}
+	for want, p := range map[string][]*controlapi.Probe{
+		"ID DOMAIN STATE HITS CHANGED STEP AT FOR":                {{}},
+		"ID DOMAIN STATE HITS RETURNS PASSED CHANGED STEP AT FOR": {{}, {WithReturns: true}},
+		"ID DOMAIN STATE HITS PASSED CHANGED STEP AT FOR":         {{Passed: 1}},
+		"ID DOMAIN STATE HITS MATCHED ERRORS CHANGED STEP AT FOR": {{Matches: &controlapi.Matches{}}, {}},
+	} {
+		rows := probeRows(p)
+		if got := strings.Join(rows[0], " "); got != want || len(rows) != len(p)+1 || len(rows[len(p)]) != len(rows[0]) {
+			t.Errorf("%q, not %q: %q", got, want, rows)
+		}
 	}
 	for v, want := range map[uint64]string{0: "0x0", 7: "0x7", ^uint64(0): "-1", ^uint64(4095): "0xfffffffffffff000", ^uint64(4094): "-4095", 0xffffffea: "0xffffffea"} {
 		if got := result(v); got != want {
@@ -222,6 +249,9 @@ func TestFlagsReachTheDaemon(t *testing.T) {
 		{"probe add --domain guest --at f --return", &controlapi.AddProbeRequest{Domain: "guest", At: "f", Returns: true}},
 		{"stopgap add vuln -d guest --at vuln!f --length [arg0+8] --limit 0x1001 --errno EINVAL --fix",
 			&controlapi.AddStopgapRequest{Name: "vuln", Domain: "guest", At: "vuln!f", Length: "[arg0+8]", Limit: 0x1001, Errno: "EINVAL", Fix: true}},
+		{"probe add -d guest --at f --when a==1 --capture a,b[1,2],str(c) --capture x=d --threshold 3 --key pid --reset a==2 --message {a} --deny EPERM --set rdi=1 --set rsi=2 --pause --mode enforce",
+			&controlapi.AddProbeRequest{Domain: "guest", At: "f", Rule: &controlapi.Rule{When: "a==1", Capture: []string{"a", "b[1,2]", "str(c)", "x=d"}, Threshold: 3, Key: "pid", ResetWhen: "a==2",
+				Message: "{a}", Deny: "EPERM", Set: []string{"rdi=1", "rsi=2"}, Pause: true, Mode: "enforce"}}},
 		{"trace p7 -d guest -n 1", &controlapi.TraceRequest{Id: "p7", Domain: "guest"}},
 		{"findings -d guest --last 5 -f -n 1", &controlapi.FindingsRequest{Domain: "guest", Last: 5, Follow: true}},
 	} {
@@ -232,6 +262,17 @@ func TestFlagsReachTheDaemon(t *testing.T) {
 		}
 		if strings.Contains(c.args, "-n 1") && strings.Count(out, "\n") != 1 {
 			t.Errorf("%s: %q", c.args, out)
+		}
+	}
+}
+
+func TestSplitExpressions(t *testing.T) {
+	for text, want := range map[string][]string{
+		"a": {"a"}, "a, b": {"a", "b"}, "f(a, b),c": {"f(a, b)", "c"}, `s == "a,b", 'c,"'`: {`s == "a,b"`, `'c,"'`}, `"a\",b",c`: {`"a\",b"`, "c"}, "[1,{2: 3,4: 5}],a": {"[1,{2: 3,4: 5}]", "a"},
+		"a,": {"a", ""}, "": {""}, "a),b": {"a)", "b"}, `"a\`: {`"a\`},
+	} {
+		if got := splitExpressions(text); !slices.Equal(got, want) {
+			t.Errorf("%q is %q, not %q", text, got, want)
 		}
 	}
 }

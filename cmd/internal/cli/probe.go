@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,10 +15,12 @@ byte of an instruction: at any other the guest would run something else.`
 
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
+	var rule controlapi.Rule
 	add := &cobra.Command{
 		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
-		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp,
+		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + ruleHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			req.Rule = ruleOf(cmd, &rule)
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				p, err := c.AddProbe(cmd.Context(), &req)
 				if err != nil {
@@ -36,6 +39,7 @@ func (a *app) probe() *cobra.Command {
 	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
+	ruleFlags(add, &rule)
 	must(add, "domain", "at")
 
 	var domain string
@@ -59,7 +63,7 @@ func (a *app) probe() *cobra.Command {
 			if a.json {
 				return a.message(p)
 			}
-			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %s\n", p.GetId(), guestText(p.GetDomain()), count(p.GetHits(), "hit"))
+			_, err = fmt.Fprintf(a.out, "%s: removed from %s after %s\n", p.GetId(), guestText(p.GetDomain()), count(p.GetHits(), "hit")+matchedText(p.GetMatches()))
 			return err
 		})
 	}}
@@ -87,17 +91,59 @@ func (a *app) showProbes(r *controlapi.ListProbesResponse) error {
 		}
 		return nil
 	}
-	rows := [][]string{{"ID", "DOMAIN", "STATE", "HITS", "RETURNS", "PASSED", "CHANGED", "STEP", "AT", "FOR"}}
-	for _, p := range r.GetProbes() {
-		state := p.GetState()
+	return a.table(probeRows(r.GetProbes()))
+}
+
+// probeColumn is a column of probe ls. used says that a probe has something to show
+// there; nil: it is always there.
+type probeColumn struct {
+	head string
+	used func(p *controlapi.Probe) bool
+	text func(p *controlapi.Probe) string
+}
+
+var probeColumns = []probeColumn{
+	{"ID", nil, (*controlapi.Probe).GetId},
+	{"DOMAIN", nil, func(p *controlapi.Probe) string { return guestText(p.GetDomain()) }},
+	{"STATE", nil, func(p *controlapi.Probe) string {
 		if p.GetDetail() != "" {
-			state += " (" + p.GetDetail() + ")"
+			return p.GetState() + " (" + p.GetDetail() + ")"
 		}
-		returns := "-"
-		if p.GetWithReturns() {
-			returns = fmt.Sprint(p.GetReturns())
+		return p.GetState()
+	}},
+	{"HITS", nil, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetHits()) }},
+	{"RETURNS", (*controlapi.Probe).GetWithReturns, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetReturns()) }},
+	{"PASSED", func(p *controlapi.Probe) bool { return p.GetWithReturns() || p.GetPassed() > 0 }, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetPassed()) }},
+	{"MATCHED", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetMatched()) }},
+	{"ERRORS", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetErrors()) }},
+	{"CHANGED", nil, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetChanged()) }},
+	{"STEP", nil, (*controlapi.Probe).GetStep},
+	{"AT", nil, (*controlapi.Probe).GetAt},
+	{"FOR", nil, func(p *controlapi.Probe) string {
+		if ruled(p) {
+			return ruleText(p.GetRule(), p.GetMatches())
 		}
-		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), returns, fmt.Sprint(p.GetPassed()), fmt.Sprint(p.GetChanged()), p.GetStep(), p.GetAt(), p.GetDetector()})
+		return p.GetDetector()
+	}},
+}
+
+func ruled(p *controlapi.Probe) bool { return p.GetMatches() != nil }
+
+// probeRows is the table of probe ls, with the columns that some probe needs.
+func probeRows(all []*controlapi.Probe) [][]string {
+	rows := make([][]string, len(all)+1)
+	for _, c := range probeColumns {
+		if c.used != nil && !slices.ContainsFunc(all, c.used) {
+			continue
+		}
+		rows[0] = append(rows[0], c.head)
+		for i, p := range all {
+			cell := "-"
+			if c.used == nil || c.used(p) {
+				cell = c.text(p)
+			}
+			rows[i+1] = append(rows[i+1], cell)
+		}
 	}
-	return a.table(rows)
+	return rows
 }

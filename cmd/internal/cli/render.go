@@ -113,14 +113,26 @@ func hitLine(h *controlapi.Hit) string {
 	var args []string
 	for _, arg := range h.GetArguments() {
 		v := fmt.Sprintf("%#x", arg.GetValue())
+		if arg.GetText() != "" {
+			v = plain(arg.GetText())
+		}
 		if arg.GetError() != "" {
 			v = "?"
 		}
 		args = append(args, plain(arg.GetName())+"="+v)
 	}
-	what := fmt.Sprintf("%s(%s)", plain(h.GetAt()), strings.Join(args, ", "))
+	what := plain(h.GetAt())
+	if len(args) > 0 || !h.GetReturned() { // what returned has no arguments, but may have captures
+		what += "(" + strings.Join(args, ", ") + ")"
+	}
 	if h.GetReturned() {
-		what = fmt.Sprintf("%s -> %s  %d ticks", plain(h.GetAt()), result(h.GetValue()), h.GetTicks())
+		what += fmt.Sprintf(" -> %s  %d ticks", result(h.GetValue()), h.GetTicks())
+	}
+	if h.GetCount() > 0 {
+		what += fmt.Sprintf("  count %d", h.GetCount())
+	}
+	if h.GetAction() != "" {
+		what += "  " + plain(h.GetAction())
 	}
 	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(), process(h.GetProcess()), what)
 }

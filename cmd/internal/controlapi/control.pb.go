@@ -30,6 +30,7 @@ type AddProbeRequest struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
 	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
 	Returns       bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
+	Rule          *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +100,131 @@ func (x *AddProbeRequest) GetReturns() bool {
 	return false
 }
 
+func (x *AddProbeRequest) GetRule() *Rule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+// Rule says which hits count and what happens at them. Expressions are CEL over the
+// function's arguments and the process.
+type Rule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	When          string                 `protobuf:"bytes,1,opt,name=when,proto3" json:"when,omitempty"`                            // a condition; empty: every hit
+	Capture       []string               `protobuf:"bytes,2,rep,name=capture,proto3" json:"capture,omitempty"`                      // EXPR or NAME=EXPR; none: all arguments
+	Threshold     uint64                 `protobuf:"varint,3,opt,name=threshold,proto3" json:"threshold,omitempty"`                 // act from so many matches of a key on; 0: at each
+	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`                              // empty: all matches count together
+	ResetWhen     string                 `protobuf:"bytes,5,opt,name=reset_when,json=resetWhen,proto3" json:"reset_when,omitempty"` // a condition that sets its key's count to 0
+	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`                      // of the finding, with {EXPR}; empty: hprobed's
+	Deny          string                 `protobuf:"bytes,7,opt,name=deny,proto3" json:"deny,omitempty"`                            // what a refused call returns: EPERM, 0
+	Set           []string               `protobuf:"bytes,8,rep,name=set,proto3" json:"set,omitempty"`                              // PLACE=EXPR
+	Pause         bool                   `protobuf:"varint,9,opt,name=pause,proto3" json:"pause,omitempty"`
+	Mode          string                 `protobuf:"bytes,10,opt,name=mode,proto3" json:"mode,omitempty"` // observe (also empty), enforce
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Rule) GetWhen() string {
+	if x != nil {
+		return x.When
+	}
+	return ""
+}
+
+func (x *Rule) GetCapture() []string {
+	if x != nil {
+		return x.Capture
+	}
+	return nil
+}
+
+func (x *Rule) GetThreshold() uint64 {
+	if x != nil {
+		return x.Threshold
+	}
+	return 0
+}
+
+func (x *Rule) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Rule) GetResetWhen() string {
+	if x != nil {
+		return x.ResetWhen
+	}
+	return ""
+}
+
+func (x *Rule) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Rule) GetDeny() string {
+	if x != nil {
+		return x.Deny
+	}
+	return ""
+}
+
+func (x *Rule) GetSet() []string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *Rule) GetPause() bool {
+	if x != nil {
+		return x.Pause
+	}
+	return false
+}
+
+func (x *Rule) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
 type ListProbesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"` // empty: all
@@ -108,7 +234,7 @@ type ListProbesRequest struct {
 
 func (x *ListProbesRequest) Reset() {
 	*x = ListProbesRequest{}
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -120,7 +246,7 @@ func (x *ListProbesRequest) String() string {
 func (*ListProbesRequest) ProtoMessage() {}
 
 func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -133,7 +259,7 @@ func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesRequest.ProtoReflect.Descriptor instead.
 func (*ListProbesRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{1}
+	return file_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ListProbesRequest) GetDomain() string {
@@ -152,7 +278,7 @@ type ListProbesResponse struct {
 
 func (x *ListProbesResponse) Reset() {
 	*x = ListProbesResponse{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -164,7 +290,7 @@ func (x *ListProbesResponse) String() string {
 func (*ListProbesResponse) ProtoMessage() {}
 
 func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -177,7 +303,7 @@ func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesResponse.ProtoReflect.Descriptor instead.
 func (*ListProbesResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListProbesResponse) GetProbes() []*Probe {
@@ -197,7 +323,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -209,7 +335,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -222,7 +348,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -252,13 +378,15 @@ type Probe struct {
 	Lost          uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
 	Gaps          uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
 	GapTicks      uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
+	Rule          *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
+	Matches       *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +398,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +411,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Probe) GetId() string {
@@ -412,6 +540,105 @@ func (x *Probe) GetGapTicks() uint64 {
 	return 0
 }
 
+func (x *Probe) GetRule() *Rule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *Probe) GetMatches() *Matches {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+// Matches are a rule's counters.
+type Matches struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Matched       uint64                 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"` // hits at which the condition was true
+	Acted         uint64                 `protobuf:"varint,2,opt,name=acted,proto3" json:"acted,omitempty"`     // of them: findings and verdicts
+	Errors        uint64                 `protobuf:"varint,3,opt,name=errors,proto3" json:"errors,omitempty"`   // hits that could not be judged: they did not match
+	LastError     string                 `protobuf:"bytes,4,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	Keys          uint64                 `protobuf:"varint,5,opt,name=keys,proto3" json:"keys,omitempty"`       // that are counted now
+	Dropped       uint64                 `protobuf:"varint,6,opt,name=dropped,proto3" json:"dropped,omitempty"` // keys that were forgotten because there were too many
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Matches) Reset() {
+	*x = Matches{}
+	mi := &file_control_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Matches) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Matches) ProtoMessage() {}
+
+func (x *Matches) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Matches.ProtoReflect.Descriptor instead.
+func (*Matches) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Matches) GetMatched() uint64 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+func (x *Matches) GetActed() uint64 {
+	if x != nil {
+		return x.Acted
+	}
+	return 0
+}
+
+func (x *Matches) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *Matches) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Matches) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *Matches) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
 type AddStopgapRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
@@ -427,7 +654,7 @@ type AddStopgapRequest struct {
 
 func (x *AddStopgapRequest) Reset() {
 	*x = AddStopgapRequest{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +666,7 @@ func (x *AddStopgapRequest) String() string {
 func (*AddStopgapRequest) ProtoMessage() {}
 
 func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +679,7 @@ func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddStopgapRequest.ProtoReflect.Descriptor instead.
 func (*AddStopgapRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AddStopgapRequest) GetDomain() string {
@@ -519,7 +746,7 @@ type Detector struct {
 
 func (x *Detector) Reset() {
 	*x = Detector{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +758,7 @@ func (x *Detector) String() string {
 func (*Detector) ProtoMessage() {}
 
 func (x *Detector) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +771,7 @@ func (x *Detector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detector.ProtoReflect.Descriptor instead.
 func (*Detector) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Detector) GetId() string {
@@ -605,7 +832,7 @@ type ListDetectorsRequest struct {
 
 func (x *ListDetectorsRequest) Reset() {
 	*x = ListDetectorsRequest{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +844,7 @@ func (x *ListDetectorsRequest) String() string {
 func (*ListDetectorsRequest) ProtoMessage() {}
 
 func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +857,7 @@ func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsRequest.ProtoReflect.Descriptor instead.
 func (*ListDetectorsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListDetectorsRequest) GetDomain() string {
@@ -649,7 +876,7 @@ type ListDetectorsResponse struct {
 
 func (x *ListDetectorsResponse) Reset() {
 	*x = ListDetectorsResponse{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +888,7 @@ func (x *ListDetectorsResponse) String() string {
 func (*ListDetectorsResponse) ProtoMessage() {}
 
 func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +901,7 @@ func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsResponse.ProtoReflect.Descriptor instead.
 func (*ListDetectorsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDetectorsResponse) GetDetectors() []*Detector {
@@ -694,7 +921,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +933,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +946,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TraceRequest) GetDomain() string {
@@ -747,7 +974,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +986,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +999,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -800,15 +1027,16 @@ type Argument struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
-	Value         uint64                 `protobuf:"varint,3,opt,name=value,proto3" json:"value,omitempty"`
+	Value         uint64                 `protobuf:"varint,3,opt,name=value,proto3" json:"value,omitempty"` // a number or address; 0 for a string
 	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Text          string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"` // the value as its type has it, quoted; empty: not decoded
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Argument) Reset() {
 	*x = Argument{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +1048,7 @@ func (x *Argument) String() string {
 func (*Argument) ProtoMessage() {}
 
 func (x *Argument) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +1061,7 @@ func (x *Argument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Argument.ProtoReflect.Descriptor instead.
 func (*Argument) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Argument) GetName() string {
@@ -864,6 +1092,13 @@ func (x *Argument) GetError() string {
 	return ""
 }
 
+func (x *Argument) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type Hit struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	TimeUnixNano int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
@@ -879,13 +1114,15 @@ type Hit struct {
 	Returned      bool   `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"` // the end of the call whose entry has the same seq
 	Value         uint64 `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`       // that it returned
 	Ticks         uint64 `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`       // that it took, in TSC ticks
+	Count         uint64 `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`       // of matches of its key, where the rule counts
+	Action        string `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`      // what the rule did or would have done; empty: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hit) Reset() {
 	*x = Hit{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1134,7 @@ func (x *Hit) String() string {
 func (*Hit) ProtoMessage() {}
 
 func (x *Hit) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1147,7 @@ func (x *Hit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hit.ProtoReflect.Descriptor instead.
 func (*Hit) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Hit) GetTimeUnixNano() int64 {
@@ -997,6 +1234,20 @@ func (x *Hit) GetTicks() uint64 {
 	return 0
 }
 
+func (x *Hit) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Hit) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
 type FindingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
@@ -1008,7 +1259,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1271,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1284,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FindingsRequest) GetDomain() string {
@@ -1067,7 +1318,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1330,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1343,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Fact) GetName() string {
@@ -1129,7 +1380,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1392,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1405,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Finding) GetTimeUnixNano() int64 {
@@ -1249,7 +1500,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1512,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1525,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 type StatusResponse struct {
@@ -1291,7 +1542,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1554,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1567,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1379,7 +1630,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1642,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1655,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Session) GetDomain() string {
@@ -1474,19 +1725,33 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"{\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xa8\x01\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
 	"\x04step\x18\x04 \x01(\tR\x04step\x12\x18\n" +
-	"\areturns\x18\x05 \x01(\bR\areturns\"+\n" +
+	"\areturns\x18\x05 \x01(\bR\areturns\x12+\n" +
+	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\"\xed\x01\n" +
+	"\x04Rule\x12\x12\n" +
+	"\x04when\x18\x01 \x01(\tR\x04when\x12\x18\n" +
+	"\acapture\x18\x02 \x03(\tR\acapture\x12\x1c\n" +
+	"\tthreshold\x18\x03 \x01(\x04R\tthreshold\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x1d\n" +
+	"\n" +
+	"reset_when\x18\x05 \x01(\tR\tresetWhen\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x12\n" +
+	"\x04deny\x18\a \x01(\tR\x04deny\x12\x10\n" +
+	"\x03set\x18\b \x03(\tR\x03set\x12\x14\n" +
+	"\x05pause\x18\t \x01(\bR\x05pause\x12\x12\n" +
+	"\x04mode\x18\n" +
+	" \x01(\tR\x04mode\"+\n" +
 	"\x11ListProbesRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"F\n" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xb5\x03\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x98\x04\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1506,7 +1771,17 @@ const file_control_proto_rawDesc = "" +
 	"\areturns\x18\x0f \x01(\x04R\areturns\x12\x12\n" +
 	"\x04lost\x18\x10 \x01(\x04R\x04lost\x12\x12\n" +
 	"\x04gaps\x18\x11 \x01(\x04R\x04gaps\x12\x1b\n" +
-	"\tgap_ticks\x18\x12 \x01(\x04R\bgapTicks\"\xa5\x01\n" +
+	"\tgap_ticks\x18\x12 \x01(\x04R\bgapTicks\x12+\n" +
+	"\x04rule\x18\x13 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x124\n" +
+	"\amatches\x18\x14 \x01(\v2\x1a.hprobe.control.v1.MatchesR\amatches\"\x9e\x01\n" +
+	"\aMatches\x12\x18\n" +
+	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x14\n" +
+	"\x05acted\x18\x02 \x01(\x04R\x05acted\x12\x16\n" +
+	"\x06errors\x18\x03 \x01(\x04R\x06errors\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x04 \x01(\tR\tlastError\x12\x12\n" +
+	"\x04keys\x18\x05 \x01(\x04R\x04keys\x12\x18\n" +
+	"\adropped\x18\x06 \x01(\x04R\adropped\"\xa5\x01\n" +
 	"\x11AddStopgapRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1533,12 +1808,13 @@ const file_control_proto_rawDesc = "" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
 	"\x03tid\x18\x02 \x01(\rR\x03tid\x12\x12\n" +
-	"\x04comm\x18\x03 \x01(\tR\x04comm\"^\n" +
+	"\x04comm\x18\x03 \x01(\tR\x04comm\"r\n" +
 	"\bArgument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\x04R\x05value\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xdc\x02\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\"\x8a\x03\n" +
 	"\x03Hit\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x14\n" +
@@ -1552,7 +1828,9 @@ const file_control_proto_rawDesc = "" +
 	"\breturned\x18\n" +
 	" \x01(\bR\breturned\x12\x14\n" +
 	"\x05value\x18\v \x01(\x04R\x05value\x12\x14\n" +
-	"\x05ticks\x18\f \x01(\x04R\x05ticks\"U\n" +
+	"\x05ticks\x18\f \x01(\x04R\x05ticks\x12\x14\n" +
+	"\x05count\x18\r \x01(\x04R\x05count\x12\x16\n" +
+	"\x06action\x18\x0e \x01(\tR\x06action\"U\n" +
 	"\x0fFindingsRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\x12\x16\n" +
@@ -1624,62 +1902,67 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_control_proto_goTypes = []any{
 	(*AddProbeRequest)(nil),       // 0: hprobe.control.v1.AddProbeRequest
-	(*ListProbesRequest)(nil),     // 1: hprobe.control.v1.ListProbesRequest
-	(*ListProbesResponse)(nil),    // 2: hprobe.control.v1.ListProbesResponse
-	(*RemoveRequest)(nil),         // 3: hprobe.control.v1.RemoveRequest
-	(*Probe)(nil),                 // 4: hprobe.control.v1.Probe
-	(*AddStopgapRequest)(nil),     // 5: hprobe.control.v1.AddStopgapRequest
-	(*Detector)(nil),              // 6: hprobe.control.v1.Detector
-	(*ListDetectorsRequest)(nil),  // 7: hprobe.control.v1.ListDetectorsRequest
-	(*ListDetectorsResponse)(nil), // 8: hprobe.control.v1.ListDetectorsResponse
-	(*TraceRequest)(nil),          // 9: hprobe.control.v1.TraceRequest
-	(*Process)(nil),               // 10: hprobe.control.v1.Process
-	(*Argument)(nil),              // 11: hprobe.control.v1.Argument
-	(*Hit)(nil),                   // 12: hprobe.control.v1.Hit
-	(*FindingsRequest)(nil),       // 13: hprobe.control.v1.FindingsRequest
-	(*Fact)(nil),                  // 14: hprobe.control.v1.Fact
-	(*Finding)(nil),               // 15: hprobe.control.v1.Finding
-	(*StatusRequest)(nil),         // 16: hprobe.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 17: hprobe.control.v1.StatusResponse
-	(*Session)(nil),               // 18: hprobe.control.v1.Session
-	nil,                           // 19: hprobe.control.v1.Session.EventsEntry
+	(*Rule)(nil),                  // 1: hprobe.control.v1.Rule
+	(*ListProbesRequest)(nil),     // 2: hprobe.control.v1.ListProbesRequest
+	(*ListProbesResponse)(nil),    // 3: hprobe.control.v1.ListProbesResponse
+	(*RemoveRequest)(nil),         // 4: hprobe.control.v1.RemoveRequest
+	(*Probe)(nil),                 // 5: hprobe.control.v1.Probe
+	(*Matches)(nil),               // 6: hprobe.control.v1.Matches
+	(*AddStopgapRequest)(nil),     // 7: hprobe.control.v1.AddStopgapRequest
+	(*Detector)(nil),              // 8: hprobe.control.v1.Detector
+	(*ListDetectorsRequest)(nil),  // 9: hprobe.control.v1.ListDetectorsRequest
+	(*ListDetectorsResponse)(nil), // 10: hprobe.control.v1.ListDetectorsResponse
+	(*TraceRequest)(nil),          // 11: hprobe.control.v1.TraceRequest
+	(*Process)(nil),               // 12: hprobe.control.v1.Process
+	(*Argument)(nil),              // 13: hprobe.control.v1.Argument
+	(*Hit)(nil),                   // 14: hprobe.control.v1.Hit
+	(*FindingsRequest)(nil),       // 15: hprobe.control.v1.FindingsRequest
+	(*Fact)(nil),                  // 16: hprobe.control.v1.Fact
+	(*Finding)(nil),               // 17: hprobe.control.v1.Finding
+	(*StatusRequest)(nil),         // 18: hprobe.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 19: hprobe.control.v1.StatusResponse
+	(*Session)(nil),               // 20: hprobe.control.v1.Session
+	nil,                           // 21: hprobe.control.v1.Session.EventsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	4,  // 0: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
-	4,  // 1: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
-	6,  // 2: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
-	10, // 3: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
-	11, // 4: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
-	10, // 5: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	14, // 6: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	18, // 7: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	19, // 8: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 9: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	1,  // 10: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	3,  // 11: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	5,  // 12: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	7,  // 13: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	3,  // 14: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	9,  // 15: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	13, // 16: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	16, // 17: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	4,  // 18: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	2,  // 19: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	4,  // 20: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	6,  // 21: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	8,  // 22: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	6,  // 23: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	12, // 24: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	15, // 25: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	17, // 26: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	18, // [18:27] is the sub-list for method output_type
-	9,  // [9:18] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	1,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
+	5,  // 1: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
+	1,  // 2: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
+	6,  // 3: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
+	5,  // 4: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
+	8,  // 5: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
+	12, // 6: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
+	13, // 7: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
+	12, // 8: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	16, // 9: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	20, // 10: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	21, // 11: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 12: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	2,  // 13: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	4,  // 14: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	7,  // 15: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	9,  // 16: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	4,  // 17: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	11, // 18: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	15, // 19: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	18, // 20: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	5,  // 21: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	3,  // 22: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	5,  // 23: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	8,  // 24: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	10, // 25: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	8,  // 26: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	14, // 27: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	17, // 28: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	19, // 29: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	21, // [21:30] is the sub-list for method output_type
+	12, // [12:21] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1693,7 +1976,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,7 +35,12 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
 			Passed: st.Passed, WithReturns: p.Spec.Return, Returns: st.Returns, Lost: st.Lost, Gaps: st.Gaps, GapTicks: st.GapTicks,
 		}
-		if _, plain := b.Detector.(*tracer); !plain {
+		switch d := b.Detector.(type) {
+		case *tracer:
+			if d.rule != nil {
+				one.Rule, one.Matches = d.rule, matches(d.program)
+			}
+		default:
 			one.Id, one.Detector = fmt.Sprintf("%s.%d", b.id, i+1), b.Detector.Name()
 		}
 		all = append(all, one)
@@ -70,13 +75,13 @@ func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
 func finding(f *detectors.Finding) *controlapi.Finding {
 	m := &controlapi.Finding{
 		TimeUnixNano: f.Time.UnixNano(), Domain: f.Domain, DomainId: uint32(f.DomainID), Detector: f.Detector, Probe: f.Probe, Vcpu: uint32(f.VCPU),
-		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked,
+		Severity: f.Severity.String(), Message: text(f.Message), Blocked: f.Blocked,
 	}
 	if f.Process != nil {
 		m.Process = &controlapi.Process{Pid: f.Process.PID, Tid: f.Process.TID, Comm: text(f.Process.Comm)}
 	}
 	for _, fact := range f.Facts {
-		m.Facts = append(m.Facts, &controlapi.Fact{Name: fact.Name, Value: fact.Value})
+		m.Facts = append(m.Facts, &controlapi.Fact{Name: text(fact.Name), Value: fact.Value})
 	}
 	return m
 }

@@ -66,12 +66,16 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	if err != nil {
 		return nil, rpcError(err)
 	}
+	program, err := compile(session.kernel.Profile, at, r.GetReturns(), r.GetRule())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, errors.Join(err, s.d.releaseIfUnused(session)).Error())
+	}
 	id := s.d.newID("p")
 	name := r.GetName()
 	if name == "" {
 		name = r.GetAt()
 	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), returns: r.GetReturns(), hits: &s.d.hits}
+	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), returns: r.GetReturns(), hits: &s.d.hits, rule: r.GetRule(), program: program}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)

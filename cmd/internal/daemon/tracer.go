@@ -5,41 +5,58 @@ import (
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/detectors/condition"
 	"github.com/hprobe/hprobe/detectors/sinks"
 )
 
-// tracer is the detector behind `hprobe probe add`: it counts, and tells those
-// who trace.
+// tracer is the detector behind `hprobe probe add`: it judges by its rule, counts,
+// and tells those who trace.
 type tracer struct {
 	id, domain, name, at string
 	returns              bool
 	hits                 *sinks.Fan[*controlapi.Hit]
+	rule                 *controlapi.Rule // nil: it was added without
+	program              *condition.Program
 }
 
 func (t *tracer) Name() string { return t.name }
 
 func (t *tracer) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: t.name, At: t.at, Handle: t.hit, Return: t.returns}}
+	return []detectors.ProbeSpec{{Name: t.name, At: t.at, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce}}
 }
 
 func (t *tracer) hit(h detectors.Hit) detectors.Outcome {
-	if !t.hits.Active() {
+	_, over := h.Return()
+	switch {
+	case t.rule == nil && !t.hits.Active():
 		return detectors.Outcome{} // counted by the engine; nobody wants more
+	case t.rule == nil && over:
+		t.emit(h, &condition.Result{}, nil) // the arguments were shown at the entry
+		return detectors.Outcome{}
+	case t.rule != nil && t.returns && !over:
+		return detectors.Outcome{} // the rule judges the end of the call
 	}
-	m := &controlapi.Hit{TimeUnixNano: time.Now().UnixNano(), Domain: t.domain, Probe: t.id, At: t.at, Seq: h.Seq(), Vcpu: uint32(h.VCPU())}
+	r := t.program.Judge(h)
+	if r.Matched && t.hits.Active() {
+		t.emit(h, &r, t.program.Captured())
+	}
+	return r.Outcome
+}
+
+func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition.Value) {
+	m := &controlapi.Hit{TimeUnixNano: time.Now().UnixNano(), Domain: t.domain, Probe: t.id, At: t.at, Seq: h.Seq(), Vcpu: uint32(h.VCPU()), Count: r.Count, Action: text(r.Done)}
 	if p, ok := h.Process(); ok {
 		m.Process = &controlapi.Process{Pid: p.PID, Tid: p.TID, Comm: text(p.Comm)}
 	}
-	if r, ok := h.Return(); ok {
-		m.Returned, m.Value, m.Ticks = true, r.Value, r.Ticks
+	if ret, ok := h.Return(); ok {
+		m.Returned, m.Value, m.Ticks = true, ret.Value, ret.Ticks
 	}
-	for _, a := range h.Args() {
-		arg := &controlapi.Argument{Name: a.Name, Type: a.Type, Value: a.Value}
-		if a.Err != nil {
-			arg.Error = a.Err.Error()
+	for _, v := range captured {
+		arg := &controlapi.Argument{Name: v.Name, Type: v.Type, Value: v.Number, Text: v.Text}
+		if v.Err != nil {
+			arg.Error = text(v.Err.Error())
 		}
 		m.Arguments = append(m.Arguments, arg)
 	}
 	t.hits.Emit(m)
-	return detectors.Outcome{}
 }

@@ -1,0 +1,50 @@
+package daemon
+
+import (
+	"fmt"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/detectors/binder"
+	"github.com/hprobe/hprobe/detectors/condition"
+	"github.com/hprobe/hprobe/profiles/isf"
+)
+
+// ruleOf reads a rule off the wire; none is the one that takes every hit.
+func ruleOf(r *controlapi.Rule) (condition.Rule, error) {
+	rule := condition.Rule{
+		When: r.GetWhen(), Capture: r.GetCapture(), Threshold: r.GetThreshold(), Key: r.GetKey(), Reset: r.GetResetWhen(), Message: r.GetMessage(),
+		Deny: r.GetDeny(), Set: r.GetSet(), Pause: r.GetPause(),
+	}
+	switch r.GetMode() {
+	case "", "observe":
+	case "enforce":
+		rule.Enforce = true
+	default:
+		return rule, fmt.Errorf("there is no mode %q: observe says what would be done, enforce does it", r.GetMode())
+	}
+	return rule, nil
+}
+
+// compile compiles a rule for a place in a guest of this profile; with returns for
+// the end of the function's calls. Without a rule it is what shows the arguments.
+func compile(p *isf.Profile, at binder.Location, returns bool, r *controlapi.Rule) (*condition.Program, error) {
+	rule, err := ruleOf(r)
+	if err != nil {
+		return nil, err
+	}
+	place := condition.Place{Entry: at.Symbol != "" && at.Offset == 0, Args: binder.ArgsAt(p, at)}
+	if returns && r != nil {
+		place.Ends = true
+		if at.Module == "" { // its function may have the name of one of the kernel's
+			f, _ := p.Func(at.Symbol)
+			place.Result = f.Return
+		}
+	}
+	return condition.Compile(p, place, rule)
+}
+
+// matches are the counters of a program for the wire.
+func matches(p *condition.Program) *controlapi.Matches {
+	s := p.Stats()
+	return &controlapi.Matches{Matched: s.Matched, Acted: s.Acted, Errors: s.Errors, LastError: text(s.LastError), Keys: uint64(s.Keys), Dropped: s.Dropped}
+}
