@@ -68,14 +68,14 @@ func TestReturnOfKilled(t *testing.T) {
 	r := m.stop()
 	r.returned(t, erestartNoHand, n)
 
-	m = arm(t, h, "-return -symbol __x64_sys_exit_group")
-	for range 3 {
-		h.Guest.MustRun(t, "for i in 1 2 3 4 5 6 7 8 9 10; do calls 1 1 > /dev/null || exit 1; done")
+	m = arm(t, h, "-return -window 20000000 -symbol __x64_sys_exit_group")
+	for range 4 {
+		h.Guest.MustRun(t, "sleep 0.1; for i in 1 2 3 4 5 6 7 8 9 10; do calls 1 1 > /dev/null || exit 1; done")
 	}
 	c := call(t, h, 200, 2)
 	r = m.stop()
-	// One for each stack that no other thread has come that far on.
-	if r.Probe.Hits < 30 || r.Probe.Returns != 0 || r.Stats.Calls > r.Probe.Hits*2/3 || r.Probe.Lost+r.Stats.Calls != r.Probe.Hits {
+	// What is left is of stacks that Linux keeps for the next thread.
+	if r.Probe.Hits < 30 || r.Probe.Returns != 0 || r.Stats.Calls > 12 || r.Probe.Lost+r.Stats.Calls != r.Probe.Hits {
 		t.Errorf("%d ends of processes: %d returns, %d lost, %d still under way, values %v", r.Probe.Hits, r.Probe.Returns, r.Probe.Lost, r.Stats.Calls, r.Values)
 	}
 	t.Logf("%d ends of processes: %d still waited for; others came by %d times; a call costs %d ticks meanwhile", r.Probe.Hits, r.Stats.Calls, r.Probe.Passed, c.ticks)

@@ -135,6 +135,7 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 	}
 	if now >= e.meter.ends {
 		e.meter.slide(now, e.part, &e.budget)
+		err = either(err, e.sweep(now))
 	}
 	if e.meter.add(since(now, e.began)) {
 		err = either(err, e.relieve(now))

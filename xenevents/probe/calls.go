@@ -12,10 +12,11 @@ type call struct {
 	seq  uint64 // of the entry's hit
 	site *site
 	frame
-	since uint64 // ticks, at the entry
+	since   uint64 // ticks, at the entry
+	checked uint64 // when its stack was seen to be there
 
 	next         *call // in the bucket
-	older, newer *call // of all
+	older, newer *call // of all, by checked
 }
 
 // frame is what is known of a call at its entry, and must be so at its return.
@@ -91,24 +92,22 @@ func (t *callTable) push(c call) {
 	*p = c
 	head := t.chain(&p.frame)
 	p.next, *head = *head, p
-	p.older = t.newest
+	t.append(p)
+	t.n++
+	p.site.calls++
+}
+
+func (t *callTable) append(p *call) {
+	p.older, p.newer = t.newest, nil
 	if p.older != nil {
 		p.older.newer = p
 	} else {
 		t.oldest = p
 	}
 	t.newest = p
-	t.n++
-	p.site.calls++
 }
 
-// drop takes a call away. It is of no use any more then.
-func (t *callTable) drop(c *call) {
-	at := t.chain(&c.frame)
-	for *at != c {
-		at = &(*at).next
-	}
-	*at = c.next
+func (t *callTable) unlink(c *call) {
 	if c.older != nil {
 		c.older.newer = c.newer
 	} else {
@@ -119,6 +118,23 @@ func (t *callTable) drop(c *call) {
 	} else {
 		t.newest = c.older
 	}
+}
+
+// renew makes a call the newest.
+func (t *callTable) renew(c *call, now uint64) {
+	t.unlink(c)
+	t.append(c)
+	c.checked = now
+}
+
+// drop takes a call away. It is of no use any more then.
+func (t *callTable) drop(c *call) {
+	at := t.chain(&c.frame)
+	for *at != c {
+		at = &(*at).next
+	}
+	*at = c.next
+	t.unlink(c)
 	t.n--
 	c.site.calls--
 	*c = call{next: t.free}

@@ -65,7 +65,7 @@ type Request struct {
 	// Return asks for the end of each call as well: Decide is called once more,
 	// with Hit.Return, when the function has returned to its caller. Only for
 	// the first instruction of a function, where RSP points to the return
-	// address. In the lower half that is what the process says: what precedes
+	// address. Space must not end before the probe does, in the kernel's half too. In the lower half that is what the process says: what precedes
 	// it must look like a call, but only for a process that one trusts is it one.
 	Return bool
 	// Thread says who runs, for Return: what no two threads have that use the

@@ -60,7 +60,7 @@ func (e *Engine) enter(h *Hit, p *patch) (err error) {
 			e.stats.Evicted++
 			err = either(err, e.lose(e.calls.oldest))
 		}
-		e.calls.push(call{user: user, seq: user.hits, site: s, frame: f, since: e.tick})
+		e.calls.push(call{user: user, seq: user.hits, site: s, frame: f, since: e.tick, checked: e.tick})
 	}
 	if s == nil {
 		return nil
@@ -121,6 +121,34 @@ func (e *Engine) lose(c *call) error {
 	p := c.site.patch
 	e.calls.drop(c)
 	return e.fit(p)
+}
+
+// swept is how many calls are looked at at a time.
+const swept = 64
+
+// sweep looks at calls that have been under way for long, and drops those whose
+// stack is gone: threads of a process that was killed. It is done now and then,
+// while there are hits.
+func (e *Engine) sweep(now uint64) error {
+	for range swept {
+		c := e.calls.oldest
+		if c == nil || since(now, c.checked) < e.window {
+			return nil
+		}
+		space := c.user.Space
+		if !kernelHalf(c.slot) {
+			space.Root = c.root
+		}
+		if _, err := e.mem.Translate(space, c.slot); !errors.Is(err, xenevents.ErrNotMapped) {
+			e.calls.renew(c, now)
+			continue
+		}
+		e.stats.StaleCalls++
+		if err := e.lose(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // forget drops all calls of a probe.

@@ -205,3 +205,41 @@ func TestReturnsWhileProbesComeAndGo(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestSweep: a call whose stack is gone is dropped, one that only takes long not.
+func TestSweep(t *testing.T) {
+	const window = 800
+	r, clock := newClocked(t, sim.Config{VCPUs: 3}, probe.Options{Window: window})
+	var n notes
+	id := r.returns(sum, "sum", &n)
+	r.enter(0, caller, 1, 2)
+	r.enter(1, caller, 3, 4)
+	stack := r.gpa(stackAt).GFN()
+	r.space.Unmap(stackAt)
+	n.all = nil
+	under := func(want int) {
+		t.Helper()
+		r.run(2, sim.Call(caller, 1, 1))
+		if s := r.stats(); s.Calls != want {
+			t.Errorf("%d calls are under way, not %d", s.Calls, want)
+		}
+	}
+	under(2)
+	clock.Add(window - 1)
+	under(2)
+	clock.Add(window)
+	under(1)
+	for range 5 {
+		clock.Add(window)
+		under(1)
+	}
+	r.space.Map(stackAt, stack)
+	n.all = nil
+	r.leave(0, caller+5)
+	r.leave(1, caller+5)
+	n.are(t, "sum#2=7")
+	if s := r.stats(); s.StaleCalls != 1 {
+		t.Errorf("%+v", s)
+	}
+	r.over(id, 10, 9, 1)
+}
