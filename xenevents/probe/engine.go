@@ -12,6 +12,7 @@ import (
 
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/guestmem"
+	"github.com/hprobe/hprobe/xenevents/pagewatch"
 	"github.com/hprobe/hprobe/xenevents/shadow"
 )
 
@@ -40,6 +41,7 @@ type Engine struct {
 	clock  func() uint64
 	events xenevents.Events
 	set    *shadow.Set
+	pages  *pagewatch.Set
 
 	// All below belongs to Run's goroutine.
 	probes map[ID]*probe
@@ -48,6 +50,9 @@ type Engine struct {
 	stats  Stats
 	kinds  [16]uint64 // events by kind: an array, as a map's entry would cost at each event
 	fast   bool       // Xen has fast single-step
+
+	loose   []loose            // what pages have left: see follow.go
+	changes []pagewatch.Change // room for those of one write
 
 	// What a hit needs, made once: what is passed to a driver or to Decide
 	// would be allocated at each hit otherwise.
@@ -76,6 +81,7 @@ type probe struct {
 	patch         *patch
 	hits, changed uint64
 	failed        string
+	follow        *followed // nil: of a Request without Follow
 }
 
 // step is what a vCPU that runs one instruction in view 0 does it for.
@@ -85,6 +91,10 @@ type step struct {
 	gfn     xenevents.GFN
 	at      xenevents.GVA // where it writes, if that is known
 	atValid bool
+	walk    bool // it is the page walk to there that writes
+
+	rip    uint64 // of the last int3 that could not be read, and how often in a row
+	unread int
 }
 
 type command struct {
@@ -180,8 +190,11 @@ func (e *Engine) attach(ctx context.Context) (err error) {
 	default:
 		e.fast = true
 	}
-	e.set, err = shadow.Open(e.dom)
-	return err
+	if e.set, err = shadow.Open(e.dom); err != nil {
+		return err
+	}
+	e.pages = pagewatch.New(e.dom, e.set)
+	return nil
 }
 
 func (e *Engine) serve(ctx context.Context) error {
@@ -205,6 +218,9 @@ func (e *Engine) serve(ctx context.Context) error {
 			}
 			e.obey()
 		}
+		if e.restless() {
+			e.tend()
+		}
 		if e.set.Idle() {
 			if err := e.reclaim(); err != nil {
 				return err
@@ -213,9 +229,9 @@ func (e *Engine) serve(ctx context.Context) error {
 	}
 }
 
-// next waits for events; not for long while there is something to reclaim.
+// next waits for events; not for long while there is something to do afterwards.
 func (e *Engine) next(ctx context.Context, batch []xenevents.Event) (int, error) {
-	if !e.set.Idle() {
+	if !e.set.Idle() && !e.restless() {
 		return e.events.Next(ctx, batch)
 	}
 	short, cancel := context.WithTimeout(ctx, reclaimRetry)
@@ -350,6 +366,7 @@ func (e *Engine) detach(gone bool) error {
 		e.drain()
 	}
 	clear(e.probes)
+	e.loose = nil
 	return errors.Join(err, xenevents.WithPaused(e.dom, func() error {
 		return errors.Join(e.events.Close(), e.set.Close())
 	}))

@@ -57,6 +57,12 @@ type Request struct {
 	At    xenevents.GVA
 	Space xenevents.AddressSpace
 	Step  StepOver
+	// Follow is for an address of a process, whose pages come, go and move: the
+	// probe is accepted while there is none (see Waiting), goes where the page
+	// goes, and takes the hits of Space alone (with KPTI, of both roots of the
+	// process, either of which Space may be). What else runs the same frame is
+	// counted (Status.Passed) and goes on at once.
+	Follow bool
 	// Decide is called at each hit, on the engine's goroutine, while the vCPU
 	// waits: it must be quick, must not block, and must not keep the Hit. nil
 	// counts, and lets the guest go on.
@@ -74,6 +80,7 @@ type Hit struct {
 	Regs *xenevents.Registers
 
 	engine  *Engine
+	patch   *patch
 	verdict Verdict // of those who were asked before
 	// The return address is read once at most: another vCPU may change it, or
 	// take the stack away, after somebody relied on it.
@@ -161,9 +168,16 @@ const (
 	Displaced
 	// Failed: its Decide panicked. It lets the guest go on and is counted.
 	Failed
+	// Waiting: of a Request with Follow, the guest has no page there that may be
+	// run; the probe is armed once it has.
+	Waiting
+	// Ended: of a Request with Follow, the process has exited.
+	Ended
 )
 
-func (s State) String() string { return [...]string{"armed", "displaced", "failed"}[min(s, Failed)] }
+var stateNames = [...]string{"armed", "displaced", "failed", "waiting", "ended"}
+
+func (s State) String() string { return stateNames[min(s, Ended)] }
 
 // Status is how one probe is doing.
 type Status struct {
@@ -174,6 +188,11 @@ type Status struct {
 	Step  StepOver
 	Insn  string // the instruction under it
 	Hits  uint64
+	// Passed counts, for a Request with Follow, the executions of its instruction
+	// that were not its: by another address space, or by way of another address.
+	Passed uint64
+	// Moves is how often it was armed in another frame.
+	Moves uint64
 	// Changed counts the verdicts other than Continue.
 	Changed uint64
 	// Detail says why the probe is not armed.
@@ -188,9 +207,19 @@ type Stats struct {
 	Retried    uint64            // int3s that were run again because they came at a bad time
 	Reads      uint64            // guest reads of a shadow page
 	Writes     uint64            // guest writes to one
+	Passed     uint64            // int3s of ours that were nobody's hit: see Request.Follow
 	Shadows    int               // shadow pages
+	Tables     int               // page tables that are write-protected, for Request.Follow
+	TableStats
 	// Batches is how often the ring was emptied. Ticks are the TSC ticks from
 	// having the events of a batch to having all replies in the ring, summed
 	// over batches, MaxTicks the longest. Zero without a driver's clock.
 	Batches, Ticks, MaxTicks uint64
+}
+
+// TableStats count what the guest does to protected page tables.
+type TableStats struct {
+	TableWrites  uint64 // by instructions: each costs a single-step
+	AccessedBits uint64 // by page walks: each costs one event
+	OtherWalks   uint64 // by page walks, dirty bits mostly: each costs a single-step
 }
