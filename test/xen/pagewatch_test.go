@@ -1,0 +1,98 @@
+package xen
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/hprobe/hprobe/test/lab"
+)
+
+// pagesReport is what the monitor test/xen/user prints at its end.
+type pagesReport struct {
+	Probes []struct {
+		Name                string
+		State               int
+		Hits, Passed, Moves uint64
+		Insn, Detail        string
+	}
+	Stats struct {
+		Events                                                             map[string]uint64
+		Reinjected, Stale, Retried, Reads, Writes, Passed, Shadows, Tables uint64
+		TableWrites, AccessedBits, OtherWalks                              uint64
+	}
+}
+
+// pages has the guest's program of that name do one thing to a page of code while
+// the monitor follows it: see test/guests/src/pages.c, which checks each count
+// itself. The program's output must have each of the texts.
+func pages(t *testing.T, cfg lab.Config, what, before string, texts ...string) {
+	t.Parallel()
+	h := lab.Copy(t, cfg, binary(t, "test/xen/user"), profile(t, cfg.Guest), program(t, "pages"), program(t, "texthash"), binary(t, "test/xen/texthash"))
+	text := h.Guest.MustRun(t, "texthash")
+	h.MustRun(t, `user > /tmp/user.log 2>&1 & echo $! > /tmp/user.pid
+while ! grep -q armed /tmp/user.log; do [ -d /proc/$(cat /tmp/user.pid) ] || { cat /tmp/user.log; exit 1; }; sleep 0.05; done`)
+	if before != "" {
+		h.Guest.MustRun(t, before)
+	}
+	res, err := h.Guest.Run(t.Context(), "pages "+what)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", res.Output)
+	if res.Exit != 0 {
+		t.Errorf("pages %s: exit status %d", what, res.Exit)
+	}
+	for _, text := range append(texts, "\nok\n") {
+		if !strings.Contains(res.Output, text) {
+			t.Errorf("the program does not say %q", text)
+		}
+	}
+	log := h.MustRun(t, `kill $(cat /tmp/user.pid); while [ -d /proc/$(cat /tmp/user.pid) ]; do sleep 0.05; done; cat /tmp/user.log`)
+	var r pagesReport
+	for line := range strings.Lines(log) {
+		switch {
+		case strings.HasPrefix(line, "{"):
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+		case strings.TrimSpace(line) != "armed" && !strings.Contains(line, "level=WARN"):
+			t.Errorf("the monitor says: %s", line)
+		}
+	}
+	t.Logf("%+v", r.Stats)
+	for _, p := range r.Probes {
+		// The program has exited: what followed its pages has ended.
+		if p.Name == "watched" && p.State != 4 {
+			t.Errorf("a probe is in state %d after the program's end: %+v", p.State, p)
+		}
+	}
+	if r.Stats.Reinjected != 0 || r.Stats.Tables != 0 || len(r.Probes) < 2 {
+		t.Errorf("%d probes, %+v", len(r.Probes), r.Stats)
+	}
+	if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != text {
+		t.Errorf("dom0 sees the guest's code as %q after removal, the guest saw %q before", after, text)
+	}
+	alive(t, h)
+}
+
+const (
+	waits = "before: state 3"
+	thpOn = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+)
+
+// TestPages: a probe on a function of a process follows the function's page,
+// whatever is done to it, and each call is a hit, once.
+func TestPages(t *testing.T) {
+	t.Run("File", func(t *testing.T) { pages(t, plain, "file", "", waits, "touched: 5 calls, 5 hits") })
+	t.Run("Fresh", func(t *testing.T) { pages(t, plain, "fresh", "", waits) })
+	t.Run("CopyOnWrite", func(t *testing.T) { pages(t, plain, "cow", "", "after: state 0, armed 2 times, passed 4") })
+	t.Run("Munmap", func(t *testing.T) { pages(t, plain, "munmap", "", "other code: state 1") })
+	t.Run("Mremap", func(t *testing.T) { pages(t, plain, "mremap", "", "back: 3 calls") })
+	t.Run("Exit", func(t *testing.T) { pages(t, plain, "exit", "", "the root was used again") })
+	t.Run("Huge", func(t *testing.T) { pages(t, plain, "thp", thpOn, "split: 3 calls", "collapsed: 3 calls") })
+	t.Run("KSM", func(t *testing.T) { pages(t, plain, "ksm", "", "its own again: 3 calls") })
+	t.Run("Migration", func(t *testing.T) { pages(t, plain, "migrate", "", "migrated: 3 calls", "compacted: 3 calls") })
+	t.Run("Swap", func(t *testing.T) { pages(t, plain, "swap", "", "in: 3 calls", "after: 3 calls") })
+	t.Run("Threads", func(t *testing.T) { pages(t, smp, "threads", "", "after: 3 calls") })
+}
