@@ -70,10 +70,18 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 	if err != nil {
 		return Bound{}, err
 	}
+	if spec.PID != 0 && loc.Symbol != "" {
+		return Bound{}, fmt.Errorf("a probe in a process is at an address like 0x401000: %q is the kernel's", spec.At)
+	}
+	r := probe.Request{Name: spec.Name, Space: b.kernel.Space, Follow: spec.PID != 0}
 	// Guest memory belongs to the engine's goroutine.
-	var at xenevents.GVA
 	err = b.engine.Do(ctx, func(xenevents.Domain) error {
-		at, err = loc.resolve(b.kernel)
+		if spec.PID != 0 {
+			if r.Space, err = b.process(spec.PID); err != nil {
+				return err
+			}
+		}
+		r.At, err = loc.resolve(b.kernel)
 		return err
 	})
 	if err != nil {
@@ -83,8 +91,21 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 	if loc.Offset == 0 {
 		h.args = argsOf(b.kernel, loc.Symbol)
 	}
-	id, err := b.engine.Add(ctx, probe.Request{Name: spec.Name, At: at, Space: b.kernel.Space, Decide: b.decide(d, spec, h)})
-	return Bound{Spec: spec, ID: id, At: at}, err
+	r.Decide = b.decide(d, spec, h)
+	id, err := b.engine.Add(ctx, r)
+	return Bound{Spec: spec, ID: id, At: r.At}, err
+}
+
+// process finds the address space of a process.
+func (b *Binder) process(pid uint32) (xenevents.AddressSpace, error) {
+	p, err := b.kernel.Process(pid)
+	if err != nil {
+		return xenevents.AddressSpace{}, err
+	}
+	if p.Space.Mode == xenevents.PagingNone {
+		return xenevents.AddressSpace{}, fmt.Errorf("process %d (%q) is a thread of the kernel: it has no memory of its own", pid, p.Comm)
+	}
+	return p.Space, nil
 }
 
 // decide turns the engine's hit into the detector's, and its outcome into a
@@ -166,7 +187,11 @@ func (h *hit) CanDeny() error {
 }
 
 func (h *hit) Process() (detectors.Process, bool) {
-	t, err := h.kernel.CurrentTask(h.Regs, h.Read)
+	read := h.Read
+	if h.Regs.CPL() != 0 { // with KPTI user code does not map the kernel
+		read = h.kernel.Read
+	}
+	t, err := h.kernel.CurrentTask(h.Regs, read)
 	if err != nil {
 		return detectors.Process{}, false
 	}

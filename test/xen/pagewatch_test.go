@@ -105,3 +105,42 @@ func TestPages(t *testing.T) {
 	t.Run("Swap", func(t *testing.T) { t.Parallel(); pages(t, plain, "swap", "", "in: 3 calls", "after: 3 calls") })
 	t.Run("Threads", func(t *testing.T) { t.Parallel(); pages(t, smp, "threads", "", "after: 3 calls") })
 }
+
+// TestProcessProbe: an operator's probe in a process, by its number and an address.
+func TestProcessProbe(t *testing.T) {
+	for _, cfg := range []lab.Config{plain, smp} {
+		t.Run(cfg.String(), func(t *testing.T) {
+			t.Parallel()
+			h := daemonHost(t, cfg, "pages", "calls")
+			await := func(file string) {
+				h.Guest.MustRun(t, "while [ ! -e /tmp/pages."+file+" ]; do sleep 0.1; done")
+			}
+			pid := strings.TrimSpace(h.Guest.MustRun(t, "pages serve > /dev/null 2>&1 & echo $!"))
+			await("ready")
+			add := "hprobe probe add -d guest --pid " + pid + " --at 0x20000080"
+			says(t, h, 0, add, "p1: waiting in guest", "process "+pid)
+			h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+			h.Guest.MustRun(t, "touch /tmp/pages.map")
+			await("mapped")
+			says(t, h, 0, "hprobe probe ls", "armed", " 100 ", "0x20000080 of process "+pid)
+			says(t, h, 0, add, "p2: armed in guest")
+			h.Guest.MustRun(t, "touch /tmp/pages.go")
+			await("done")
+			out := says(t, h, 0, "hprobe probe ls", " 200 ", " 100 ")
+			call(t, h, 10, 1) // others live beside it
+			h.MustRun(t, "sleep 1; kill $(cat /tmp/trace.pid)")
+			if n := strings.Count(h.MustRun(t, "cat /tmp/trace.log"), "pages["); n != 300 {
+				t.Errorf("the trace shows %d hits of the process: %s %s", n, out, h.MustRun(t, "head -n 3 /tmp/trace.log"))
+			}
+			h.Guest.MustRun(t, "touch /tmp/pages.end; while [ -d /proc/"+pid+" ]; do sleep 0.1; done")
+			says(t, h, 0, "hprobe probe ls", "ended")
+			says(t, h, 0, "hprobe probe rm p1", "after 200 hits")
+			says(t, h, 0, "hprobe probe rm p2", "after 100 hits")
+			says(t, h, 3, add, "no process "+pid)
+			says(t, h, 1, "hprobe probe add -d guest --pid 2 --at 0x20000080", "thread of the kernel")
+			says(t, h, 2, "hprobe probe add -d guest --pid 1 --at do_exit", "do_exit")
+			says(t, h, 0, "hprobe status", "attached to no guest")
+			alive(t, h)
+		})
+	}
+}

@@ -10,7 +10,11 @@ import (
 
 const placeHelp = `A place is written like do_exit, do_exit+0x10, vuln!vuln_copy (a function of a
 loaded module) or 0xffffffff81000000 (an address in the guest). It must be the first
-byte of an instruction: at any other the guest would run something else.`
+byte of an instruction: at any other the guest would run something else.
+
+With --pid it is an address in that process. The page need not be there: the probe
+waits for it, follows it where the guest's kernel moves it, takes the hits of that
+process alone, and ends with it.`
 
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
@@ -26,6 +30,10 @@ func (a *app) probe() *cobra.Command {
 				if a.json {
 					return a.message(p)
 				}
+				if p.GetState() == "waiting" {
+					_, err = fmt.Fprintf(a.out, "%s: waiting in %s for the page of %s in process %d\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetPid())
+					return err
+				}
 				_, err = fmt.Fprintf(a.out, "%s: armed in %s at %s (%#x), on %q, stepped over by %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetAddress(), p.GetInstruction(), p.GetStep())
 				return err
 			})
@@ -35,6 +43,7 @@ func (a *app) probe() *cobra.Command {
 	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
 	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
+	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel)")
 	must(add, "domain", "at")
 
 	var domain string
@@ -77,6 +86,14 @@ func must(cmd *cobra.Command, flags ...string) {
 	}
 }
 
+// placeOf is a probe's place, and whose.
+func placeOf(p *controlapi.Probe) string {
+	if p.GetPid() == 0 {
+		return p.GetAt()
+	}
+	return fmt.Sprintf("%s of process %d", p.GetAt(), p.GetPid())
+}
+
 func (a *app) showProbes(r *controlapi.ListProbesResponse) error {
 	if a.json {
 		for _, p := range r.GetProbes() {
@@ -92,7 +109,7 @@ func (a *app) showProbes(r *controlapi.ListProbesResponse) error {
 		if p.GetDetail() != "" {
 			state += " (" + p.GetDetail() + ")"
 		}
-		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), fmt.Sprint(p.GetChanged()), p.GetStep(), p.GetAt(), p.GetDetector()})
+		rows = append(rows, []string{p.GetId(), guestText(p.GetDomain()), state, fmt.Sprint(p.GetHits()), fmt.Sprint(p.GetChanged()), p.GetStep(), placeOf(p), p.GetDetector()})
 	}
 	return a.table(rows)
 }

@@ -29,6 +29,7 @@ type AddProbeRequest struct {
 	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`         // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`     // empty: as at
 	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`     // empty: auto
+	Pid           uint32                 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`      // of a process, in which at is an address; 0: the kernel
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,6 +90,13 @@ func (x *AddProbeRequest) GetStep() string {
 		return x.Step
 	}
 	return ""
+}
+
+func (x *AddProbeRequest) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
 }
 
 type ListProbesRequest struct {
@@ -231,13 +239,15 @@ type Probe struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	At            string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	Address       uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended
 	Step          string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
 	Instruction   string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
 	Hits          uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
 	Changed       uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
 	Detail        string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
 	Detector      string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
+	Pid           uint32                 `protobuf:"varint,13,opt,name=pid,proto3" json:"pid,omitempty"`          // of its process; 0: the kernel
+	Passed        uint64                 `protobuf:"varint,14,opt,name=passed,proto3" json:"passed,omitempty"`    // executions in that process's pages that were not its own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -354,6 +364,20 @@ func (x *Probe) GetDetector() string {
 		return x.Detector
 	}
 	return ""
+}
+
+func (x *Probe) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Probe) GetPassed() uint64 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
 }
 
 type AddStopgapRequest struct {
@@ -1394,18 +1418,19 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"a\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"s\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
-	"\x04step\x18\x04 \x01(\tR\x04step\"+\n" +
+	"\x04step\x18\x04 \x01(\tR\x04step\x12\x10\n" +
+	"\x03pid\x18\x05 \x01(\rR\x03pid\"+\n" +
 	"\x11ListProbesRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"F\n" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x9b\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xc5\x02\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1419,7 +1444,9 @@ const file_control_proto_rawDesc = "" +
 	"\achanged\x18\n" +
 	" \x01(\x04R\achanged\x12\x16\n" +
 	"\x06detail\x18\v \x01(\tR\x06detail\x12\x1a\n" +
-	"\bdetector\x18\f \x01(\tR\bdetector\"\xa5\x01\n" +
+	"\bdetector\x18\f \x01(\tR\bdetector\x12\x10\n" +
+	"\x03pid\x18\r \x01(\rR\x03pid\x12\x16\n" +
+	"\x06passed\x18\x0e \x01(\x04R\x06passed\"\xa5\x01\n" +
 	"\x11AddStopgapRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +

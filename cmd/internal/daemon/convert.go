@@ -33,6 +33,7 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 		one := &controlapi.Probe{
 			Id: b.id, Domain: s.info.Name, Name: st.Name, At: p.Spec.At, Address: uint64(p.At), State: st.State.String(), Step: st.Step.String(),
 			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
+			Pid: p.Spec.PID, Passed: st.Passed,
 		}
 		if _, plain := b.Detector.(*tracer); !plain {
 			one.Id, one.Detector = fmt.Sprintf("%s.%d", b.id, i+1), b.Detector.Name()

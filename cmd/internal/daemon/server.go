@@ -53,7 +53,11 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	} else if step != probe.Auto {
 		return nil, status.Error(codes.InvalidArgument, "a probe steps over as its instruction needs it: ask for auto, or for nothing")
 	}
-	if _, err := binder.ParseLocation(r.GetAt()); err != nil {
+	at, err := binder.ParseLocation(r.GetAt())
+	if err == nil && r.GetPid() != 0 && at.Symbol != "" {
+		err = fmt.Errorf("in a process a probe is at an address, 0x401000 for instance: %q is a place in the kernel", r.GetAt())
+	}
+	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	s.d.mu.Lock()
@@ -67,7 +71,7 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	if name == "" {
 		name = r.GetAt()
 	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), hits: &s.d.hits}
+	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), pid: r.GetPid(), hits: &s.d.hits}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)

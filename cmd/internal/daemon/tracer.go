@@ -12,13 +12,14 @@ import (
 // who trace.
 type tracer struct {
 	id, domain, name, at string
+	pid                  uint32
 	hits                 *sinks.Fan[*controlapi.Hit]
 }
 
 func (t *tracer) Name() string { return t.name }
 
 func (t *tracer) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: t.name, At: t.at, Handle: t.hit}}
+	return []detectors.ProbeSpec{{Name: t.name, At: t.at, PID: t.pid, Handle: t.hit}}
 }
 
 func (t *tracer) hit(h detectors.Hit) detectors.Outcome {

@@ -427,12 +427,35 @@ static void threads(void) {
   run("after", 3);
 }
 
+#define SERVED ((char *) 0x20000000)
+
+static void await(const char *path) {
+  while (access(path, F_OK) != 0) usleep(10000);
+}
+
+static void say(const char *path) { close(open(path, O_WRONLY | O_CREAT, 0600)); }
+
+/* For who knows no more than its number and an address: it waits for files, and tells by files. */
+static void served(void) {
+  say("/tmp/pages.ready");
+  await("/tmp/pages.map");
+  page = mmap(SERVED, PAGE, RWX, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  MUST(page == SERVED);
+  write_code(page);
+  call(page, 100);
+  say("/tmp/pages.mapped");
+  await("/tmp/pages.go");
+  call(page, 100);
+  say("/tmp/pages.done");
+  await("/tmp/pages.end");
+}
+
 int main(int argc, char **argv) {
   static const struct {
     const char *name;
     void (*f)(void);
   } all[] = {{"file", of_file}, {"fresh", fresh}, {"cow", cow}, {"munmap", unmapped}, {"mremap", remapped}, {"exit", ended},
-             {"thp", thp}, {"ksm", ksm}, {"migrate", migrated}, {"swap", swapped}, {"threads", threads}};
+             {"thp", thp}, {"ksm", ksm}, {"migrate", migrated}, {"swap", swapped}, {"threads", threads}, {"serve", served}};
   setvbuf(stdout, NULL, _IOLBF, 0);
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     if (argc == 2 && strcmp(argv[1], all[i].name) == 0) {
