@@ -103,6 +103,7 @@ func TestPages(t *testing.T) {
 		pages(t, plain, "migrate", "", "migrated: 3 calls", "compacted: 3 calls")
 	})
 	t.Run("Swap", func(t *testing.T) { t.Parallel(); pages(t, plain, "swap", "", "in: 3 calls", "after: 3 calls") })
+	t.Run("Cost", func(t *testing.T) { t.Parallel(); pages(t, plain, "cost", "", "watched: ", "after: 3 calls") })
 	t.Run("Threads", func(t *testing.T) { t.Parallel(); pages(t, smp, "threads", "", "after: 3 calls") })
 }
 

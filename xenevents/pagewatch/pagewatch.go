@@ -74,6 +74,7 @@ type Watch struct {
 	Owner any
 
 	tables  []xenevents.GFN // those on the walk, each once
+	entries []xenevents.GPA // what the walk read of them
 	at      xenevents.GPA
 	mapped  bool
 	why     error // it is not mapped
@@ -147,6 +148,23 @@ func (s *Set) Written(gfn xenevents.GFN, changes []Change) ([]Change, error) {
 	return s.again(slices.Clone(s.tables[gfn]), changes)
 }
 
+// Touches says whether a write of n bytes to a protected frame may change what is
+// known of a watch: whether Written has something to do.
+func (s *Set) Touches(at xenevents.GPA, n int) bool {
+	const longest = 8 // of an entry, in bytes
+	for _, w := range s.tables[at.GFN()] {
+		if s.unsettled[w] || len(w.entries) <= 1 { // at the root: see ended
+			return true
+		}
+		for _, e := range w.entries {
+			if e+longest > at && e < at+xenevents.GPA(n) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Unsettled says whether Recheck has something to do.
 func (s *Set) Unsettled() bool { return len(s.unsettled) > 0 }
 
@@ -206,6 +224,7 @@ func (s *Set) look(w *Watch) (ended bool, err error) {
 		}
 		delete(s.unsettled, w)
 		w.why = walkErr
+		w.entries = append(w.entries[:0], t.Entries[:t.Levels]...)
 		if err := s.keep(w, tables(&t)); err != nil {
 			return false, err
 		}

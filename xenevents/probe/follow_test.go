@@ -230,6 +230,33 @@ func TestFollowAccessedBits(t *testing.T) {
 	p.is(id, probe.Armed, 6, 0)
 }
 
+// TestFollowOtherEntries: writes to a table that are of other pages take one event.
+func TestFollowOtherEntries(t *testing.T) {
+	r := newRig(t, sim.Config{})
+	p := r.newProcess(true)
+	id := p.mustFollow()
+	kernel := p.guest.Frame() // mov [rdi],rsi; ret
+	r.guest.Poke(kernel.GPA(), code[store])
+	p.space.Map(codeAt, kernel)
+	before, steps := r.stats(), 0
+	r.between(func() { steps = r.dom.steps })
+	const writes = 10
+	for i := range xenevents.GVA(writes) {
+		p.in(sim.Call(codeAt, uint64(p.entry(1)+8*(i+1)), pte(p.code)))
+	}
+	after := r.stats()
+	r.between(func() { steps = r.dom.steps - steps })
+	if n := after.TableWrites - before.TableWrites; n != writes || steps != 0 {
+		t.Errorf("%d writes took %d steps", n, steps)
+	}
+	p.in(sim.Call(codeAt, uint64(p.entry(1)), 0))
+	p.is(id, probe.Waiting, 0, 0)
+	p.in(sim.Call(codeAt, uint64(p.entry(1)-4), pte(p.code)<<32), sim.Call(codeAt, uint64(p.entry(1)+4), uint64(p.code.GPA())>>32))
+	p.is(id, probe.Armed, 0, 0)
+	p.calls(1)
+	p.is(id, probe.Armed, 1, 0)
+}
+
 // TestFollowEnds: when a process exits its probe ends, and nothing of its tables is
 // held any more: their frames are others' now.
 func TestFollowEnds(t *testing.T) {

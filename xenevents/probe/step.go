@@ -70,3 +70,24 @@ func plain(a x86asm.Arg) bool {
 	}
 	return false
 }
+
+// storesWord says whether an instruction writes to memory once, at one place, 8 bytes
+// at most: one of those that kernels write page tables with.
+func storesWord(b []byte) bool {
+	x, err := x86asm.Decode(b, 64)
+	if err != nil || x.MemBytes > 8 {
+		return false
+	}
+	for _, p := range x.Prefix {
+		switch byte(p) {
+		case 0xf2, 0xf3:
+			return false
+		}
+	}
+	switch x.Op {
+	case x86asm.MOV, x86asm.MOVNTI, x86asm.XCHG, x86asm.CMPXCHG, x86asm.XADD, x86asm.AND, x86asm.OR, x86asm.BTR, x86asm.BTS:
+		_, ok := x.Args[0].(x86asm.Mem)
+		return ok
+	}
+	return false
+}

@@ -3,6 +3,7 @@ package probe
 import (
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/pagewatch"
+	"github.com/hprobe/hprobe/xenevents/shadow"
 )
 
 // tableFault is the guest at a page table that is protected. A write is run in
@@ -15,7 +16,23 @@ func (e *Engine) tableFault(ev *xenevents.Event) error {
 		return e.stepWith(ev, FastStep, nil)
 	}
 	e.stats.TableWrites++
+	if e.elsewhere(ev) {
+		return e.stepWith(ev, FastStep, nil)
+	}
 	return e.stepWrite(ev)
+}
+
+// elsewhere says whether a write to a table surely leaves alone what is watched: most
+// are of other pages of the process, and need no event at their end.
+func (e *Engine) elsewhere(ev *xenevents.Event) bool {
+	const widest = 8
+	at := ev.GFN.GPA() + xenevents.GPA(ev.Offset)
+	if at.Offset()+widest > xenevents.PageSize || e.pages.Touches(at, widest) {
+		return false
+	}
+	var code [shadow.MaxInsn]byte
+	n, _ := e.mem.ReadGVA(xenevents.AddressSpaceOf(&ev.Regs), code[:], xenevents.GVA(ev.Regs.RIP))
+	return storesWord(code[:n])
 }
 
 // pageWalk is the processor's own walk, which writes accessed and dirty bits. Of

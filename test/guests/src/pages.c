@@ -427,6 +427,48 @@ static void threads(void) {
   run("after", 3);
 }
 
+static unsigned long tsc(void) {
+  unsigned low, high;
+  __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+  return low | (unsigned long) high << 32;
+}
+
+#define NEAR 200 /* pages of the watched page's table */
+
+/* costs prints what things cost, in ticks. */
+static void costs(const char *when, char *near) {
+  unsigned long start = tsc();
+  call(page, 100);
+  printf("%s: a call %lu, ", when, (tsc() - start) / 100);
+  MUST(madvise(near, NEAR * PAGE, MADV_DONTNEED) == 0);
+  start = tsc();
+  for (int i = 0; i < NEAR; i++) near[i * PAGE] = 1;
+  printf("a new page %lu, ", (tsc() - start) / NEAR);
+  start = tsc();
+  MUST(madvise(near, NEAR * PAGE, MADV_DONTNEED) == 0);
+  printf("one given back %lu, ", (tsc() - start) / NEAR);
+  start = tsc();
+  pid_t child = fork();
+  if (child == 0) _exit(0);
+  waited(child);
+  printf("fork and exit %lu\n", tsc() - start);
+}
+
+static void cost(void) {
+  /* Aligned, so that all is in one table. */
+  char *area = anonymous(2 * HUGE, RW), *p = (char *) (((uintptr_t) area + HUGE - 1) & ~(HUGE - 1));
+  page = p;
+  p[0] = 1;
+  write_code(page);
+  MUST(mprotect(page, PAGE, RX) == 0);
+  costs("free", p + PAGE);
+  costs("free", p + PAGE);
+  watch();
+  costs("watched", p + PAGE);
+  hits = asked(HITS, page);
+  run("after", 3);
+}
+
 #define SERVED ((char *) 0x20000000)
 
 static void await(const char *path) {
@@ -455,7 +497,7 @@ int main(int argc, char **argv) {
     const char *name;
     void (*f)(void);
   } all[] = {{"file", of_file}, {"fresh", fresh}, {"cow", cow}, {"munmap", unmapped}, {"mremap", remapped}, {"exit", ended},
-             {"thp", thp}, {"ksm", ksm}, {"migrate", migrated}, {"swap", swapped}, {"threads", threads}, {"serve", served}};
+             {"thp", thp}, {"ksm", ksm}, {"migrate", migrated}, {"swap", swapped}, {"threads", threads}, {"serve", served}, {"cost", cost}};
   setvbuf(stdout, NULL, _IOLBF, 0);
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     if (argc == 2 && strcmp(argv[1], all[i].name) == 0) {
