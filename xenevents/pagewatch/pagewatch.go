@@ -165,6 +165,32 @@ func (s *Set) Touches(at xenevents.GPA, n int) bool {
 	return false
 }
 
+// Expected calls each with the watches whose page would be in a frame if the guest
+// wrote value to the entry at at, which would be the last of their walk: with the
+// address of the page's first byte. That is what a write is about to come to, not
+// what has become of anything.
+func (s *Set) Expected(at xenevents.GPA, value uint64, each func(*Watch, xenevents.GPA)) {
+	if value&present == 0 || value&noExecute != 0 {
+		return
+	}
+	for _, w := range slices.Clone(s.tables[at.GFN()]) {
+		i := slices.Index(w.entries, at)
+		if i < 0 || !wide(w.Space) {
+			continue
+		}
+		levels := 4
+		if w.Space.Mode == xenevents.Paging5Level {
+			levels = 5
+		}
+		level := levels - i
+		if level > 1 && (value&large == 0 || level > 3) {
+			continue
+		}
+		size := xenevents.GPA(1) << (12 + 9*(level-1))
+		each(w, xenevents.GPA(value&addrMask)&^(size-1)|xenevents.GPA(w.Page)&(size-1))
+	}
+}
+
 // Unsettled says whether Recheck has something to do.
 func (s *Set) Unsettled() bool { return len(s.unsettled) > 0 }
 

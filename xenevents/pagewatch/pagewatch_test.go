@@ -291,6 +291,28 @@ func TestTouches(t *testing.T) {
 	}
 }
 
+// TestExpected: where a page would be.
+func TestExpected(t *testing.T) {
+	g := newGuest(t)
+	s := pagewatch.New(g, g)
+	add(t, s, page)
+	for _, c := range []struct {
+		at    xenevents.GPA
+		value uint64
+		want  []xenevents.GPA
+	}{
+		{0x4008, 0x7007, []xenevents.GPA{0x7000}},
+		{0x4008, 0x7006, nil}, {0x4008, 1<<63 | 0x7007, nil}, {0x4010, 0x7007, nil},
+		{0x3010, 0x7007, nil}, {0x3010, 0x40_0087, []xenevents.GPA{0x40_1000}}, {0x2000, 0x4000_0087, []xenevents.GPA{0x4040_1000}}, {0x1000, 0x87, nil},
+	} {
+		var got []xenevents.GPA
+		s.Expected(c.at, c.value, func(_ *pagewatch.Watch, at xenevents.GPA) { got = append(got, at) })
+		if fmt.Sprint(got) != fmt.Sprint(c.want) {
+			t.Errorf("%#x at %v: %v, want %v", c.value, c.at, got, c.want)
+		}
+	}
+}
+
 func TestRoots(t *testing.T) {
 	lower := xenevents.AddressSpace{Root: 2 * xenevents.PageSize, Mode: xenevents.Paging4Level}
 	upper := lower

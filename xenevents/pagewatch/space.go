@@ -9,9 +9,11 @@ import (
 
 // Bits of a page-table entry (Intel SDM vol. 3, 4.5).
 const (
-	present  = 1 << 0
-	accessed = 1 << 5
-	addrMask = 0x000f_ffff_ffff_f000
+	present   = 1 << 0
+	accessed  = 1 << 5
+	large     = 1 << 7
+	addrMask  = 0x000f_ffff_ffff_f000
+	noExecute = 1 << 63
 )
 
 // userEntries are those of a root that map user memory: the lower half.

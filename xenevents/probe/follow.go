@@ -34,6 +34,7 @@ type loose struct {
 	user  *probe
 	patch *patch
 	until time.Time
+	ahead bool // the page has not been there yet: see prepare
 }
 
 const (
@@ -114,6 +115,9 @@ func (e *Engine) arm(u *probe) error {
 		if l := e.loose[i]; l.user == u && l.patch.hidden.At == at { // back where it was
 			e.loose = slices.Delete(e.loose, i, i+1)
 			u.patch = l.patch
+			if l.ahead {
+				u.follow.moves++
+			}
 			return nil
 		}
 	}
@@ -160,15 +164,33 @@ func (e *Engine) moved(changes []pagewatch.Change) {
 
 // loosen takes a probe from where it is, in a while.
 func (e *Engine) loosen(u *probe) {
-	if u.patch == nil {
-		return
+	if u.patch != nil {
+		e.addLoose(loose{user: u, patch: u.patch})
+		u.patch = nil
 	}
+}
+
+func (e *Engine) addLoose(l loose) {
 	if len(e.loose) >= maxLoose {
 		first := e.loose[0]
 		e.dropLoose(func(l *loose) bool { return *l == first })
 	}
-	e.loose = append(e.loose, loose{u, u.patch, time.Now().Add(looseTime)})
-	u.patch = nil
+	l.until = time.Now().Add(looseTime)
+	e.loose = append(e.loose, l)
+}
+
+// prepare puts a probe where its page is about to be. What goes wrong is found when it
+// is there.
+func (e *Engine) prepare(u *probe, page xenevents.GPA) {
+	at := page + xenevents.GPA(u.At.Offset())
+	is := func(p *patch) bool { return p != nil && p.hidden.At == at }
+	if is(u.patch) || slices.ContainsFunc(e.loose, func(l loose) bool { return l.user == u && is(l.patch) }) {
+		return
+	}
+	if p, err := e.patchOf(u, at); err == nil {
+		p.users = append(p.users, u)
+		e.addLoose(loose{user: u, patch: p, ahead: true})
+	}
 }
 
 func (e *Engine) dropLoose(which func(*loose) bool) {

@@ -16,23 +16,33 @@ func (e *Engine) tableFault(ev *xenevents.Event) error {
 		return e.stepWith(ev, FastStep, nil)
 	}
 	e.stats.TableWrites++
-	if e.elsewhere(ev) {
+	var b [shadow.MaxInsn]byte
+	n, _ := e.mem.ReadGVA(xenevents.AddressSpaceOf(&ev.Regs), b[:], xenevents.GVA(ev.Regs.RIP))
+	if e.elsewhere(ev, b[:n]) {
 		return e.stepWith(ev, FastStep, nil)
 	}
+	e.expect(ev, b[:n])
 	return e.stepWrite(ev)
 }
 
 // elsewhere says whether a write to a table surely leaves alone what is watched: most
 // are of other pages of the process, and need no event at their end.
-func (e *Engine) elsewhere(ev *xenevents.Event) bool {
+func (e *Engine) elsewhere(ev *xenevents.Event, code []byte) bool {
 	const widest = 8
 	at := ev.GFN.GPA() + xenevents.GPA(ev.Offset)
-	if at.Offset()+widest > xenevents.PageSize || e.pages.Touches(at, widest) {
-		return false
+	return at.Offset()+widest <= xenevents.PageSize && !e.pages.Touches(at, widest) && storesWord(code)
+}
+
+// expect arms probes in the frame that their page is about to be in: between the
+// write and its end another vCPU may run it there already.
+func (e *Engine) expect(ev *xenevents.Event, code []byte) {
+	value, ok := stored(code, &ev.Regs)
+	if !ok {
+		return
 	}
-	var code [shadow.MaxInsn]byte
-	n, _ := e.mem.ReadGVA(xenevents.AddressSpaceOf(&ev.Regs), code[:], xenevents.GVA(ev.Regs.RIP))
-	return storesWord(code[:n])
+	e.pages.Expected(ev.GFN.GPA()+xenevents.GPA(ev.Offset), value, func(w *pagewatch.Watch, page xenevents.GPA) {
+		e.prepare(w.Owner.(*probe), page)
+	})
 }
 
 // pageWalk is the processor's own walk, which writes accessed and dirty bits. Of
