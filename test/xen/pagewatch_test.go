@@ -2,6 +2,7 @@ package xen
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -23,14 +24,19 @@ type pagesReport struct {
 	}
 }
 
+const (
+	startUser = `user > /tmp/user.log 2>&1 & echo $! > /tmp/user.pid
+while ! grep -q armed /tmp/user.log; do [ -d /proc/$(cat /tmp/user.pid) ] || { cat /tmp/user.log; exit 1; }; sleep 0.05; done`
+	stopUser = `kill $(cat /tmp/user.pid); while [ -d /proc/$(cat /tmp/user.pid) ]; do sleep 0.05; done; cat /tmp/user.log`
+)
+
 // pages has the guest's program of that name do one thing to a page of code while
 // the monitor follows it: see test/guests/src/pages.c, which checks each count
 // itself. The program's output must have each of the texts.
-func pages(t *testing.T, cfg lab.Config, what, before string, texts ...string) {
+func pages(t *testing.T, cfg lab.Config, what, before string, texts ...string) (r pagesReport) {
 	h := lab.Copy(t, cfg, binary(t, "test/xen/user"), profile(t, cfg.Guest), program(t, "pages"), program(t, "texthash"), binary(t, "test/xen/texthash"))
 	text := h.Guest.MustRun(t, "texthash")
-	h.MustRun(t, `user > /tmp/user.log 2>&1 & echo $! > /tmp/user.pid
-while ! grep -q armed /tmp/user.log; do [ -d /proc/$(cat /tmp/user.pid) ] || { cat /tmp/user.log; exit 1; }; sleep 0.05; done`)
+	h.MustRun(t, startUser)
 	if before != "" {
 		h.Guest.MustRun(t, before)
 	}
@@ -47,8 +53,7 @@ while ! grep -q armed /tmp/user.log; do [ -d /proc/$(cat /tmp/user.pid) ] || { c
 			t.Errorf("the program does not say %q", text)
 		}
 	}
-	log := h.MustRun(t, `kill $(cat /tmp/user.pid); while [ -d /proc/$(cat /tmp/user.pid) ]; do sleep 0.05; done; cat /tmp/user.log`)
-	var r pagesReport
+	log := h.MustRun(t, stopUser)
 	for line := range strings.Lines(log) {
 		switch {
 		case strings.HasPrefix(line, "{"):
@@ -73,6 +78,7 @@ while ! grep -q armed /tmp/user.log; do [ -d /proc/$(cat /tmp/user.pid) ] || { c
 		t.Errorf("dom0 sees the guest's code as %q after removal, the guest saw %q before", after, text)
 	}
 	alive(t, h)
+	return r
 }
 
 const (
@@ -104,7 +110,37 @@ func TestPages(t *testing.T) {
 	})
 	t.Run("Swap", func(t *testing.T) { t.Parallel(); pages(t, plain, "swap", "", "in: 3 calls", "after: 3 calls") })
 	t.Run("Cost", func(t *testing.T) { t.Parallel(); pages(t, plain, "cost", "", "watched: ", "after: 3 calls") })
+	t.Run("Walk", func(t *testing.T) {
+		t.Parallel()
+		if r := pages(t, plain, "walk", ""); r.Stats.AccessedBits < 10 {
+			t.Errorf("%d accessed bits were written", r.Stats.AccessedBits)
+		}
+	})
 	t.Run("Threads", func(t *testing.T) { t.Parallel(); pages(t, smp, "threads", "", "after: 3 calls") })
+}
+
+// TestPagesDetach: the monitor ends in the middle of everything, at other moments in
+// each copy: the guest's program goes on, and its memory is right.
+func TestPagesDetach(t *testing.T) {
+	for i := range 6 {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			cfg := []lab.Config{plain, smp}[i%2]
+			h := lab.CopyWith(t, cfg, lab.Options{Delay: 1 + i*17}, binary(t, "test/xen/user"), profile(t, cfg.Guest), program(t, "pages"))
+			h.MustRun(t, startUser)
+			h.Guest.MustRun(t, "(pages storm > /tmp/storm.out 2>&1; echo end >> /tmp/storm.out) & while [ ! -e /tmp/pages.ready ]; do sleep 0.05; done")
+			log := h.MustRun(t, fmt.Sprintf("sleep 0.%d; ", 1+i)+stopUser)
+			if !strings.Contains(log, `"watched"`) {
+				t.Errorf("the monitor says %s", log)
+			}
+			out := h.Guest.MustRun(t, "while ! grep -q end /tmp/storm.out; do sleep 0.1; done; cat /tmp/storm.out")
+			if out != "ok\nend\n" {
+				t.Errorf("the guest's program says %q", out)
+			}
+			t.Log(log)
+			alive(t, h)
+		})
+	}
 }
 
 // TestProcessProbe: an operator's probe in a process, by its number and an address.

@@ -427,6 +427,8 @@ static void threads(void) {
   run("after", 3);
 }
 
+static void say(const char *path) { close(open(path, O_WRONLY | O_CREAT, 0600)); }
+
 static unsigned long tsc(void) {
   unsigned low, high;
   __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
@@ -469,13 +471,57 @@ static void cost(void) {
   run("after", 3);
 }
 
+/* The processor's own walks write accessed and dirty bits to the tables. */
+static void walked(void) {
+  char *two = anonymous(2 * PAGE, RW); /* mostly of one table; if not there is less to see */
+  page = two;
+  write_code(page);
+  two[PAGE] = 1;
+  MUST(mprotect(page, PAGE, RX) == 0);
+  watch();
+  for (int i = 0; i < 10; i++) {
+    set("/proc/self/clear_refs", "1"); /* accessed bits */
+    run("not accessed", 1);
+    MUST(madvise(two + PAGE, PAGE, MADV_FREE) == 0); /* dirty bits, too */
+    two[PAGE] = i;
+    MUST(two[PAGE] == i);
+  }
+}
+
+/* Everything at once, for a monitor that ends in the middle. */
+static void storm(void) {
+  char *area = anonymous(2 * HUGE, RW), *p = (char *) (((uintptr_t) area + HUGE - 1) & ~(HUGE - 1)), *near = p + PAGE;
+  page = p;
+  write_code(page);
+  MUST(mprotect(page, PAGE, RX) == 0);
+  watch();
+  say("/tmp/pages.ready");
+  for (int i = 0; i < 200; i++) {
+    MUST(madvise(near, 20 * PAGE, MADV_DONTNEED) == 0);
+    for (int n = 0; n < 20; n++) near[n * PAGE] = i;
+    call(page, 10);
+    MUST(mprotect(page, PAGE, RWX) == 0);
+    page[i % OFFSET] = i;
+    call(page, 10);
+    MUST(mprotect(page, PAGE, RX) == 0);
+    for (int n = 0; n < 20; n++) MUST(near[n * PAGE] == (char) i);
+    if (i % 10 == 9) {
+      pid_t child = fork();
+      if (child == 0) {
+        call(page, 10);
+        _exit(0);
+      }
+      waited(child);
+      MUST(madvise(page, PAGE, MADV_PAGEOUT) == 0); /* in vain, where there is no swap */
+    }
+  }
+}
+
 #define SERVED ((char *) 0x20000000)
 
 static void await(const char *path) {
   while (access(path, F_OK) != 0) usleep(10000);
 }
-
-static void say(const char *path) { close(open(path, O_WRONLY | O_CREAT, 0600)); }
 
 /* For who knows no more than its number and an address: it waits for files, and tells by files. */
 static void served(void) {
@@ -497,7 +543,8 @@ int main(int argc, char **argv) {
     const char *name;
     void (*f)(void);
   } all[] = {{"file", of_file}, {"fresh", fresh}, {"cow", cow}, {"munmap", unmapped}, {"mremap", remapped}, {"exit", ended},
-             {"thp", thp}, {"ksm", ksm}, {"migrate", migrated}, {"swap", swapped}, {"threads", threads}, {"serve", served}, {"cost", cost}};
+             {"thp", thp}, {"ksm", ksm}, {"migrate", migrated}, {"swap", swapped}, {"threads", threads}, {"serve", served}, {"cost", cost},
+             {"walk", walked}, {"storm", storm}};
   setvbuf(stdout, NULL, _IOLBF, 0);
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     if (argc == 2 && strcmp(argv[1], all[i].name) == 0) {
