@@ -24,6 +24,10 @@ type ProbeSpec struct {
 	Name string
 	// At is where: "symbol", "symbol+0x10", "module!symbol", or an address.
 	At string
+	// PID, when not 0, is of a process that runs: At is an address in it. The
+	// probe follows its page, waits where there is none, and takes the hits of
+	// that process alone.
+	PID uint32
 	// Handle is called at each hit while the vCPU waits: it must be quick and
 	// must not block or keep the Hit. nil counts.
 	Handle Handler

@@ -75,6 +75,14 @@ type Memory interface {
 	MaxGFN() (GFN, error)
 }
 
+// Swapper is a Memory that changes a word only if it is what was read, in one
+// step that a guest's vCPU can't come between.
+type Swapper interface {
+	// CompareAndSwap64 writes v if old is there, and says whether it was. at is
+	// a multiple of 8.
+	CompareAndSwap64(at GPA, old, v uint64) (bool, error)
+}
+
 // VCPUs reads the state of vCPUs outside of events.
 type VCPUs interface {
 	// Registers reads the registers of one vCPU. They are a consistent set

@@ -71,31 +71,53 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 	if err != nil {
 		return Bound{}, err
 	}
+	if spec.PID != 0 {
+		if err := loc.InProcess(spec.Return); err != nil {
+			return Bound{}, err
+		}
+	}
+	r := probe.Request{Name: spec.Name, Space: b.kernel.Space, Follow: spec.PID != 0}
 	// Guest memory belongs to the engine's goroutine.
-	var at xenevents.GVA
 	err = b.engine.Do(ctx, func(xenevents.Domain) error {
-		at, err = loc.resolve(b.kernel)
+		if spec.PID != 0 {
+			if r.Space, err = b.process(spec.PID); err != nil {
+				return err
+			}
+		}
+		r.At, err = loc.resolve(b.kernel)
 		return err
 	})
 	if err != nil {
 		return Bound{}, err
 	}
 	h := &hit{kernel: b.kernel}
-	h.read = h.readMemory
+	h.read = h.readKernel
 	h.args = ArgsAt(b.kernel.Profile, loc)
-	request := probe.Request{Name: spec.Name, At: at, Space: b.kernel.Space, Decide: b.decide(d, spec, h)}
-	request.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
+	r.Decide = b.decide(d, spec, h)
+	r.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
 	if spec.Return {
 		if err := loc.MayReturn(); err != nil {
 			return Bound{}, err
 		}
-		request.Return, request.Thread = true, b.thread
+		r.Return, r.Thread = true, b.thread
 	}
 	if spec.Vital {
-		request.Budget = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
+		r.Budget = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
 	}
-	id, err := b.engine.Add(ctx, request)
-	return Bound{Spec: spec, ID: id, At: at}, err
+	id, err := b.engine.Add(ctx, r)
+	return Bound{Spec: spec, ID: id, At: r.At}, err
+}
+
+// process finds the address space of a process.
+func (b *Binder) process(pid uint32) (xenevents.AddressSpace, error) {
+	p, err := b.kernel.Process(pid)
+	if err != nil {
+		return xenevents.AddressSpace{}, err
+	}
+	if p.Space.Mode == xenevents.PagingNone {
+		return xenevents.AddressSpace{}, fmt.Errorf("process %d (%q) is a thread of the kernel: it has no memory of its own", pid, p.Comm)
+	}
+	return p.Space, nil
 }
 
 // thread says who runs.
@@ -176,10 +198,16 @@ type hit struct {
 	kernel  *guestos.Kernel
 	args    []guestos.Arg
 	running guestos.Running
-	read    guestos.Reader // readMemory, made once
+	read    guestos.Reader // readKernel, made once
 }
 
-func (h *hit) readMemory(p []byte, at xenevents.GVA) (int, error) { return h.Hit.Read(p, at) }
+// readKernel reads the kernel's memory. With KPTI user code does not map it.
+func (h *hit) readKernel(p []byte, at xenevents.GVA) (int, error) {
+	if h.Regs.CPL() != 0 {
+		return h.kernel.Read(p, at)
+	}
+	return h.Hit.Read(p, at)
+}
 
 func (h *hit) Seq() uint64                     { return h.Hit.Seq }
 func (h *hit) VCPU() xenevents.VCPU            { return h.Hit.VCPU }

@@ -1,6 +1,7 @@
 package binder
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -68,6 +69,17 @@ func (l Location) MayReturn() error {
 		return fmt.Errorf("returns are seen from a function's first instruction on: %s, not %s+%#x", l.Symbol, l.Symbol, l.Offset)
 	case l.Module == "" && slices.Contains(endless, l.Symbol):
 		return fmt.Errorf("%s does not return", l.Symbol)
+	}
+	return nil
+}
+
+// InProcess says why a location is none in a process, if it is none.
+func (l Location) InProcess(returns bool) error {
+	switch {
+	case l.Symbol != "":
+		return fmt.Errorf("in a process a probe is at an address, 0x401000 for instance: %s is a place in the kernel", l.Symbol)
+	case returns:
+		return errors.New("returns are seen in the kernel only: in a process the pages that calls return to would have to be followed, too")
 	}
 	return nil
 }

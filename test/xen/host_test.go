@@ -63,6 +63,7 @@ func TestHosts(t *testing.T) {
 			t.Run("Daemon", func(t *testing.T) { daemon(t, cfg) })
 			t.Run("Return", func(t *testing.T) { returns(t, cfg) })
 			t.Run("When", func(t *testing.T) { when(t, cfg) })
+			t.Run("CopyOnWrite", func(t *testing.T) { copyOnWrite(t, cfg) })
 		})
 	}
 }

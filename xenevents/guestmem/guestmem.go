@@ -44,7 +44,9 @@ type Translation struct {
 	Writable bool   // by all levels of the walk
 	User     bool
 	NX       bool
-	// Entries are the addresses of the table entries of the walk, root first.
+	// Entries are the addresses of the Levels table entries of the walk, root
+	// first. They are there as well where the walk failed: what it ended at is
+	// the last.
 	Entries [5]xenevents.GPA
 	Levels  int
 }
@@ -120,11 +122,12 @@ func (r *Reader) walkPAE(space xenevents.AddressSpace, at xenevents.GVA, t *Tran
 
 func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, levels int, t *Translation) error {
 	table := space.Root
-	t.Writable, t.User, t.Levels = true, true, levels
+	t.Writable, t.User = true, true
 	for level := levels; level >= 1; level-- {
 		shift := 12 + 9*(level-1)
 		from := table + xenevents.GPA(uint64(at)>>shift&511*8)
 		t.Entries[levels-level] = from
+		t.Levels++
 		e, err := r.read64(from)
 		if err != nil {
 			return fmt.Errorf("level %d table of %v: %w", level, at, err)
@@ -141,7 +144,6 @@ func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, lev
 			t.NX = t.NX || e&nx != 0
 			if level == 1 || level <= 3 && e&large != 0 {
 				t.PageSize = 1 << shift
-				t.Levels = levels - level + 1
 				mask := xenevents.GPA(t.PageSize - 1)
 				t.GPA = xenevents.GPA(e&addrMask)&^mask | xenevents.GPA(at)&mask
 				return nil

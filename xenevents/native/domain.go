@@ -32,6 +32,7 @@ var _ interface {
 	xenevents.Views
 	xenevents.PageAllocator
 	xenevents.Injector
+	xenevents.Swapper
 	xenevents.Prober
 } = (*Domain)(nil)
 

@@ -174,6 +174,18 @@ func (d *Domain) Load64(at xenevents.GPA) (uint64, error) {
 	return sys.Load64(f[off:]), nil
 }
 
+// CompareAndSwap64 changes an aligned word: see xenevents.Swapper.
+func (d *Domain) CompareAndSwap64(at xenevents.GPA, old, v uint64) (bool, error) {
+	f, err := d.frames.frame(at.GFN())
+	if err != nil {
+		return false, err
+	}
+	if at%8 != 0 {
+		return false, fmt.Errorf("%v is no multiple of 8", at)
+	}
+	return sys.CompareAndSwap64(f[at.Offset():], old, v), nil
+}
+
 // ReadGPA copies guest memory into p.
 func (d *Domain) ReadGPA(p []byte, at xenevents.GPA) (int, error) {
 	if len(p) == 8 && at%8 == 0 {

@@ -194,7 +194,7 @@ func (e *Engine) suspend(user *probe, now uint64, why string) error {
 	e.due = min(e.due, user.due)
 	e.log.Warn("a probe is suspended: it is over its budget", "probe", user.Name, "why", why, "ticks", out)
 	err := e.forget(user)
-	err = either(err, e.fit(user.patch))
+	err = either(err, e.fitAll(user))
 	e.tell(user, Gap{Probe: user.id, Seq: user.gaps, Why: why})
 	return err
 }
@@ -219,7 +219,7 @@ func (e *Engine) rearm() (err error) {
 	slices.SortFunc(back, func(a, b *probe) int { return cmp.Compare(a.id, b.id) })
 	for _, user := range back {
 		gap := e.resume(user, now)
-		err = either(err, e.fit(user.patch))
+		err = either(err, e.fitAll(user))
 		e.log.Info("a probe is armed again", "probe", user.Name, "gap", gap)
 		e.tell(user, Gap{Probe: user.id, Seq: user.gaps, Why: user.why, Over: true, Ticks: gap})
 	}

@@ -23,6 +23,13 @@ func (e *Engine) Add(ctx context.Context, r Request) (ID, error) {
 }
 
 func (e *Engine) add(r Request) (ID, error) {
+	if r.Follow {
+		id, err := e.addFollowed(r)
+		if err != nil {
+			err = fmt.Errorf("probe %q: %w", r.Name, err)
+		}
+		return id, err
+	}
 	t, err := e.mem.Translate(r.Space, r.At)
 	if err != nil {
 		return 0, fmt.Errorf("probe %q: %w", r.Name, err)
@@ -76,24 +83,32 @@ func (e *Engine) patchAt(r Request, at xenevents.GPA) (*patch, error) {
 		p.step = step
 		return p, nil
 	}
-	var original [shadow.MaxInsn]byte
-	n, err := e.mem.ReadGVA(r.Space, original[:], r.At)
-	if n == 0 {
+	original, n, err := e.code(r.Space, r.At, at)
+	if err != nil {
 		return nil, err
 	}
-	in, err := decode(original[:n])
+	return e.newPatch(r, at, original, n)
+}
+
+// code reads the instruction at an address whose first byte is at a place in
+// guest memory: n bytes, some of them of the next one.
+func (e *Engine) code(space xenevents.AddressSpace, at xenevents.GVA, place xenevents.GPA) (original [shadow.MaxInsn]byte, n int, err error) {
+	here := original[:min(len(original), xenevents.PageSize-int(place.Offset()))]
+	if n, err = e.dom.ReadGPA(here, place); err != nil {
+		return original, n, fmt.Errorf("at %v: %w", at, err)
+	}
+	if n < len(original) { // what is in the next page may be missing
+		more, _ := e.mem.ReadGVA(space, original[n:], at+xenevents.GVA(n))
+		n += more
+	}
+	return original, n, nil
+}
+
+// newPatch makes a patch for an instruction of which there are n bytes.
+func (e *Engine) newPatch(r Request, at xenevents.GPA, original [shadow.MaxInsn]byte, n int) (*patch, error) {
+	in, step, err := e.plan(r, at, original[:n])
 	if err != nil {
-		return nil, fmt.Errorf("at %v: %w", r.At, err)
-	}
-	if original[0] == shadow.Int3 {
-		return nil, fmt.Errorf("at %v: the guest has an int3 of its own there (kprobes, ftrace or a debugger)", r.At)
-	}
-	if at.Offset()+uint64(in.length) > xenevents.PageSize {
-		in.emulate = false // what is in the next page may change, and nobody would see
-	}
-	step, err := e.chooseStep(r.Step, in)
-	if err != nil {
-		return nil, fmt.Errorf("at %v: %w", r.At, err)
+		return nil, err
 	}
 	hidden, err := e.set.Insert(at, original, in.length)
 	if err != nil {
@@ -102,6 +117,28 @@ func (e *Engine) patchAt(r Request, at xenevents.GPA) (*patch, error) {
 	p := &patch{hidden: hidden, insn: in, step: step}
 	hidden.Owner = p
 	return p, nil
+}
+
+// plan says what the instruction is, and how to step over it.
+func (e *Engine) plan(r Request, at xenevents.GPA, original []byte) (in insn, step StepOver, err error) {
+	crosses := func(length int) bool { return at.Offset()+uint64(length) > xenevents.PageSize }
+	in, err = decode(original)
+	if err != nil && r.Follow && crosses(shadow.MaxInsn) && !crosses(len(original)) {
+		in, err = insn{length: len(original), text: "(goes on in a page that is not there)"}, nil
+	}
+	if err != nil {
+		return in, 0, fmt.Errorf("at %v: %w", r.At, err)
+	}
+	if original[0] == shadow.Int3 {
+		return in, 0, fmt.Errorf("at %v: the guest has an int3 of its own there (kprobes, ftrace or a debugger)", r.At)
+	}
+	if crosses(in.length) {
+		in.emulate = false // what is in the next page may change, and nobody would see
+	}
+	if step, err = e.chooseStep(r.Step, in); err != nil {
+		return in, 0, fmt.Errorf("at %v: %w", r.At, err)
+	}
+	return in, step, nil
 }
 
 func (e *Engine) chooseStep(asked StepOver, in insn) (StepOver, error) {
@@ -133,9 +170,11 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		// Calls under way return as if there had been no probe.
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
+		if user.follow != nil {
+			return errors.Join(err, e.removeFollowed(user))
+		}
 		e.forgetPaused(user.patch)
-		user.patch.users = slices.DeleteFunc(user.patch.users, func(u *probe) bool { return u == user })
-		return errors.Join(err, e.fit(user.patch))
+		return errors.Join(err, e.leave(user.patch, user))
 	})
 }
 
@@ -149,7 +188,7 @@ func (e *Engine) Probes(ctx context.Context) ([]Status, Stats, error) {
 		}
 		slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.ID, b.ID) })
 		stats = e.stats
-		stats.Shadows, stats.Calls, stats.Sites = e.set.Pages(), e.calls.n, len(e.sites)
+		stats.Shadows, stats.Tables, stats.Calls, stats.Sites = e.set.Pages(), e.set.Tables(), e.calls.n, len(e.sites)
 		stats.Events = map[string]uint64{}
 		for kind, n := range e.kinds {
 			if n > 0 {
@@ -163,8 +202,11 @@ func (e *Engine) Probes(ctx context.Context) ([]Status, Stats, error) {
 
 func (e *Engine) status(u *probe) Status {
 	s := Status{
-		ID: u.id, Name: u.Name, At: u.At, Step: u.patch.step, Insn: u.patch.insn.text,
+		ID: u.id, Name: u.Name, At: u.At, Step: u.Step,
 		Hits: u.hits, Changed: u.changed, Passed: u.passed, Returns: u.returns, Lost: u.lost, Gaps: u.gaps, GapTicks: u.gapTicks,
+	}
+	if u.patch != nil {
+		s.Step, s.Insn = u.patch.step, u.patch.insn.text
 	}
 	switch {
 	case u.failed != "":
@@ -173,8 +215,11 @@ func (e *Engine) status(u *probe) Status {
 		now := e.clock()
 		s.GapTicks += since(now, u.out)
 		s.State, s.Detail = Suspended, fmt.Sprintf("%s; armed again in %d ticks", u.why, since(u.due, now))
-	case u.patch.hidden.Displaced:
+	case u.patch != nil && u.patch.hidden.Displaced:
 		s.State, s.Detail = Displaced, "the guest wrote other bytes there"
+	}
+	if u.follow != nil {
+		u.followStatus(&s)
 	}
 	return s
 }

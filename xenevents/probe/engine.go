@@ -12,6 +12,7 @@ import (
 
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/guestmem"
+	"github.com/hprobe/hprobe/xenevents/pagewatch"
 	"github.com/hprobe/hprobe/xenevents/shadow"
 )
 
@@ -50,6 +51,7 @@ type Engine struct {
 	clock  func() uint64
 	events xenevents.Events
 	set    *shadow.Set
+	pages  *pagewatch.Set
 
 	// All below belongs to Run's goroutine.
 	probes map[ID]*probe
@@ -74,6 +76,9 @@ type Engine struct {
 	alarm        context.Context
 	alarmIn      time.Duration
 	cancelAlarm  context.CancelFunc
+
+	loose   []loose            // what pages have left: see follow.go
+	changes []pagewatch.Change // room for those of one write
 
 	// What a hit needs, made once: what is passed to a driver or to Decide
 	// would be allocated at each hit otherwise.
@@ -105,6 +110,7 @@ type probe struct {
 	hits, changed uint64
 	passed        uint64
 	failed        string
+	follow        *followed // nil: of a Request without Follow
 
 	returns, lost uint64
 	told          bool          // the log, that one can not be seen
@@ -128,6 +134,10 @@ type step struct {
 	gfn     xenevents.GFN
 	at      xenevents.GVA // where it writes, if that is known
 	atValid bool
+	walk    bool // it is the page walk to there that writes
+
+	rip    uint64 // of the last int3 that could not be read, and how often in a row
+	unread int
 }
 
 type command struct {
@@ -229,8 +239,11 @@ func (e *Engine) attach(ctx context.Context) (err error) {
 	default:
 		e.fast = true
 	}
-	e.set, err = shadow.Open(e.dom)
-	return err
+	if e.set, err = shadow.Open(e.dom); err != nil {
+		return err
+	}
+	e.pages = pagewatch.New(e.dom, e.set)
+	return nil
 }
 
 func (e *Engine) serve(ctx context.Context) error {
@@ -260,6 +273,9 @@ func (e *Engine) serve(ctx context.Context) error {
 			}
 			e.obey()
 		}
+		if e.restless() {
+			e.tend()
+		}
 		if e.set.Idle() {
 			if err := e.reclaim(); err != nil {
 				return err
@@ -268,14 +284,14 @@ func (e *Engine) serve(ctx context.Context) error {
 	}
 }
 
-// next waits for events; not for long while there is something to reclaim, or a
-// probe to be armed again.
+// next waits for events; not for long while there is something to do afterwards, or
+// a probe to be armed again.
 func (e *Engine) next(ctx context.Context, batch []xenevents.Event) (int, error) {
 	wait := time.Duration(0)
-	switch {
-	case !e.set.Idle() && e.suspended == 0:
+	switch soon := e.set.Idle() || e.restless(); {
+	case !soon && e.suspended == 0:
 		return e.events.Next(ctx, batch)
-	case e.set.Idle():
+	case soon:
 		wait = reclaimRetry
 	default:
 		wait = rearmLook
@@ -431,6 +447,7 @@ func (e *Engine) detach(gone bool) error {
 		e.drain()
 	}
 	clear(e.probes)
+	e.loose = nil
 	return errors.Join(err, xenevents.WithPaused(e.dom, func() error {
 		return errors.Join(e.events.Close(), e.set.Close())
 	}))

@@ -65,9 +65,7 @@ func (e *Engine) guestsOwn(ev *xenevents.Event) bool {
 	var b [shadow.MaxInsn]byte
 	n, err := e.mem.ReadGVA(xenevents.AddressSpaceOf(&ev.Regs), b[:max(1, min(int(ev.InsnLen), len(b)))], xenevents.GVA(ev.Regs.RIP))
 	if err != nil || n == 0 {
-		// It can't be read, but it was run a moment ago: were it ours, we
-		// would know. An int3 that is not tried again would be lost.
-		return true
+		return e.unread(ev) // it was run a moment ago
 	}
 	return b[n-1] == shadow.Int3 || n >= 2 && b[n-2] == 0xcd && b[n-1] == 3
 }
@@ -83,8 +81,8 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 // come first.
 func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	h := &e.now.hit
-	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e}
-	if e.resumes(p, h) {
+	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e, patch: p}
+	if e.resumes(h) {
 		err = either(e.fit(p), e.carryOut(ev, p, h))
 		return either(err, e.charge(p, nil))
 	}
@@ -98,12 +96,12 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	returns := false
 	for _, user := range p.users {
 		if !user.sees(h) {
-			if !user.suspended {
+			if !user.suspended && user.patch == p { // and not loose there
 				user.passed++
-				e.stats.Passed++
 			}
 			continue
 		}
+		h.taken = true
 		user.hits++
 		returns = returns || user.Return
 		if user.Decide == nil || user.failed != "" {
@@ -111,6 +109,9 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 		}
 		h.Probe, h.Seq = user.id, user.hits
 		h.heed(user, e.decide(user, h))
+	}
+	if !h.taken {
+		e.stats.Passed++
 	}
 	if returns {
 		err = either(err, e.enter(h, p))
@@ -126,6 +127,9 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 // sees says whether a hit at its address is one of the probe's. The kernel's half
 // is in all address spaces.
 func (u *probe) sees(h *Hit) bool {
+	if u.follow != nil {
+		return !u.suspended && u.takes(h)
+	}
 	return !u.suspended && (kernelHalf(u.At) || h.Space == u.Space || h.Space == u.Twin && u.Twin.Root != 0)
 }
 
@@ -209,21 +213,21 @@ func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Reg
 // in view 0. A write lands there, too; then the shadow must follow, so that one
 // needs an event at its end.
 func (e *Engine) violation(ev *xenevents.Event) error {
+	e.touched(ev.GFN)
 	if !e.set.Holds(ev.GFN) {
+		if e.set.Protected(ev.GFN) {
+			return e.tableFault(ev)
+		}
 		// The page's last patch was just removed.
 		e.stats.Stale++
 		return e.reply(ev, e.newReply())
 	}
-	if ev.Access&xenevents.AccessW == 0 {
+	if ev.Access&xenevents.AccessW == 0 && ev.Fault&xenevents.FaultInGPT == 0 {
 		e.stats.Reads++
 		return e.stepWith(ev, FastStep, nil)
 	}
-	e.stats.Writes++
-	s := e.stepOf(ev.VCPU)
-	*s = step{active: true, refresh: true, gfn: ev.GFN, at: ev.GLA, atValid: ev.Fault&xenevents.FaultGLAValid != 0}
-	r := e.newReply()
-	r.Switch, r.View, r.Step = true, xenevents.HostView, xenevents.StepToggle
-	return e.reply(ev, r)
+	e.stats.Writes++ // or a walk of a page table that is run as code: who knows what its instruction writes
+	return e.stepWrite(ev)
 }
 
 // stepped ends a single-step: the vCPU goes back into the view.
@@ -243,16 +247,20 @@ func (e *Engine) stepped(ev *xenevents.Event) error {
 	return errors.Join(err, e.reply(ev, r))
 }
 
-// follow has the copies follow a write. It may have gone across the end of the
-// page that it was stopped at, into another that has a copy.
+// follow has copies and probes follow a write. It may have gone across the end of
+// the page that it was stopped at, into another one; and where a page walk was
+// what stopped the instruction, what that itself wrote to is another page still.
 func (e *Engine) follow(space xenevents.AddressSpace, s *step) error {
-	err := e.refresh(s.gfn)
+	err := e.written(s.gfn)
 	if !s.atValid {
 		return err
 	}
-	for _, at := range [...]xenevents.GVA{s.at.Page() - 1, s.at.Page() + xenevents.PageSize} {
-		if t, e2 := e.mem.Translate(space, at); e2 == nil && e.set.Holds(t.GPA.GFN()) {
-			err = errors.Join(err, e.refresh(t.GPA.GFN()))
+	for i, at := range [...]xenevents.GVA{s.at.Page() - 1, s.at.Page() + xenevents.PageSize, s.at.Page()} {
+		if i == 2 && !s.walk {
+			break
+		}
+		if t, e2 := e.mem.Translate(space, at); e2 == nil {
+			err = errors.Join(err, e.written(t.GPA.GFN()))
 		}
 	}
 	return err
@@ -265,6 +273,7 @@ func (e *Engine) refresh(gfn xenevents.GFN) error {
 			e.log.Warn("the guest wrote over a probed instruction", "probe", user.Name, "at", user.At, "displaced", hidden.Displaced)
 		}
 	}
+	e.learn(gfn)
 	if errors.Is(err, xenevents.ErrAbsent) {
 		e.log.Warn("the guest gave a probed page back", "gfn", gfn)
 		return nil

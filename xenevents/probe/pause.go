@@ -94,13 +94,13 @@ func (e *Engine) forgetAllPaused() (err error) {
 
 // resumes says whether a hit is one that paused the domain and runs again; then it
 // has the verdict of that time.
-func (e *Engine) resumes(p *patch, h *Hit) bool {
+func (e *Engine) resumes(h *Hit) bool {
 	if len(e.paused) == 0 {
 		return false
 	}
 	at := pausedAtHit(h)
 	k, ok := e.paused[at]
-	if !ok || k.patch != p {
+	if !ok {
 		return false
 	}
 	delete(e.paused, at)

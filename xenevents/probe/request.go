@@ -62,11 +62,19 @@ type Request struct {
 	// KPTI: zero if there is none.
 	Twin xenevents.AddressSpace
 	Step StepOver
+	// Follow is for an address of a process, whose pages come, go and move: the
+	// probe is accepted while there is none (see Waiting), goes where the page
+	// goes, and takes the hits of Space alone (with KPTI, of both roots of the
+	// process, either of which Space may be). What else runs the same frame is
+	// counted (Status.Passed) and goes on at once.
+	Follow bool
 	// Return asks for the end of each call as well: Decide is called once more,
 	// with Hit.Return, when the function has returned to its caller. Only for
 	// the first instruction of a function, where RSP points to the return
-	// address. Space must not end before the probe does, in the kernel's half too. In the lower half that is what the process says: what precedes
-	// it must look like a call, but only for a process that one trusts is it one.
+	// address. Space must not end before the probe does, in the kernel's half
+	// too. In the lower half that is what the process says: what precedes it must
+	// look like a call, but only for a process that one trusts is it one. Not with
+	// Follow: the pages that calls return to would have to be followed, too.
 	Return bool
 	// Thread says who runs, for Return: what no two threads have that use the
 	// same stack one after the other. It is asked at entry and return, as Decide
@@ -100,8 +108,10 @@ type Hit struct {
 	Regs *xenevents.Registers
 
 	engine  *Engine
+	patch   *patch
 	verdict Verdict // of those who were asked before
 	pause   bool    // somebody asked for it
+	taken   bool    // it is somebody's
 	// The return address is read once at most: another vCPU may change it, or
 	// take the stack away, after somebody relied on it.
 	to     uint64
@@ -194,13 +204,18 @@ const (
 	Displaced
 	// Failed: its Decide panicked. It lets the guest go on and is counted.
 	Failed
+	// Waiting: of a Request with Follow, the guest has no page there that may be
+	// run; the probe is armed once it has.
+	Waiting
+	// Ended: of a Request with Follow, the process has exited.
+	Ended
 	// Suspended: it cost more than its Budget, and has no hits for a while.
 	Suspended
 )
 
-func (s State) String() string {
-	return [...]string{"armed", "displaced", "failed", "suspended"}[min(s, Suspended)]
-}
+var stateNames = [...]string{"armed", "displaced", "failed", "waiting", "ended", "suspended"}
+
+func (s State) String() string { return stateNames[min(s, Suspended)] }
 
 // Status is how one probe is doing.
 type Status struct {
@@ -211,10 +226,12 @@ type Status struct {
 	Step  StepOver
 	Insn  string // the instruction under it
 	Hits  uint64
+	// Moves is how often it was armed in another frame, for a Request with Follow.
+	Moves uint64
 	// Changed counts the verdicts other than Continue.
 	Changed uint64
 	// Passed counts what was hit for nothing, and not reported: in other address
-	// spaces, and where its calls return to, by others.
+	// spaces, by way of another address, and where its calls return to, by others.
 	Passed uint64
 	// Returns counts the calls that were seen to return, Lost those that will
 	// never be. Hits is the sum of both and of the calls under way.
@@ -233,14 +250,23 @@ type Stats struct {
 	Retried    uint64            // int3s that were run again because they came at a bad time
 	Reads      uint64            // guest reads of a shadow page
 	Writes     uint64            // guest writes to one
+	Passed     uint64            // int3s of ours that were nobody's hit, nor the end of a call
 	Shadows    int               // shadow pages
-	Passed     uint64            // hits that were none of a probe's
+	Tables     int               // page tables that are write-protected, for Request.Follow
 	Calls      int               // under way, whose returns are waited for
 	Sites      int               // places that they return to
 	StaleCalls uint64            // that did not return: a longjmp or the end of their thread took them
 	Evicted    uint64            // that were given up because there were too many
+	TableStats
 	// Batches is how often the ring was emptied. Ticks are the ticks from having
 	// the events of a batch to having all replies in the ring, summed over
 	// batches, MaxTicks the longest.
 	Batches, Ticks, MaxTicks uint64
+}
+
+// TableStats count what the guest does to protected page tables.
+type TableStats struct {
+	TableWrites  uint64 // by instructions: each costs a single-step
+	AccessedBits uint64 // by page walks: each costs one event
+	OtherWalks   uint64 // by page walks, dirty bits mostly: each costs a single-step
 }

@@ -302,7 +302,6 @@ func (e *Engine) returned(h *Hit, s *site) error {
 	})
 	e.now.back = back
 	if len(back) == 0 {
-		e.stats.Passed++
 		for _, user := range s.users {
 			if !user.suspended {
 				user.passed++
@@ -310,6 +309,7 @@ func (e *Engine) returned(h *Hit, s *site) error {
 		}
 		return err
 	}
+	h.taken = true
 	e.calls.onStack(&f, func(c *call) {
 		if c.slot == f.slot {
 			e.calls.drop(c)

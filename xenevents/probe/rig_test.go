@@ -70,7 +70,8 @@ type spy struct {
 	left        func(*sim.Events) // in each Next after SwitchView to view 0
 	freed       chan struct{}     // one for each FreeGFN
 	change      func(*xenevents.Event)
-	steps       int // single-step events
+	answered    func() // after each Reply, before the guest sees it
+	steps       int    // single-step events
 
 	leaving bool
 	replied bool // since the last Flush
@@ -124,7 +125,11 @@ func (e *spyEvents) Next(ctx context.Context, batch []xenevents.Event) (int, err
 
 func (e *spyEvents) Reply(ev *xenevents.Event, r *xenevents.Reply) error {
 	e.dom.replied = true
-	return e.Events.Reply(ev, r)
+	err := e.Events.Reply(ev, r)
+	if e.dom.answered != nil {
+		e.dom.answered()
+	}
+	return err
 }
 
 func (e *spyEvents) Interrupt() {

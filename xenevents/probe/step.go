@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/arch/x86/x86asm"
 
+	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/shadow"
 )
 
@@ -67,6 +68,42 @@ func plain(a x86asm.Arg) bool {
 		return true
 	case x86asm.Reg:
 		return a >= x86asm.EAX && a <= x86asm.R15L || a >= x86asm.RAX && a <= x86asm.R15
+	}
+	return false
+}
+
+// stored is the value that an instruction is about to write, where it is one that
+// stores a register of 8 bytes and does nothing else.
+func stored(b []byte, regs *xenevents.Registers) (uint64, bool) {
+	x, err := x86asm.Decode(b, 64)
+	if err != nil || x.Op != x86asm.MOV || x.MemBytes != 8 {
+		return 0, false
+	}
+	_, mem := x.Args[0].(x86asm.Mem)
+	reg, ok := x.Args[1].(x86asm.Reg)
+	if !mem || !ok || reg < x86asm.RAX || reg > x86asm.R15 {
+		return 0, false
+	}
+	return *regs.GPR(int(reg - x86asm.RAX)), true
+}
+
+// storesWord says whether an instruction writes to memory once, at one place, 8 bytes
+// at most: one of those that kernels write page tables with.
+func storesWord(b []byte) bool {
+	x, err := x86asm.Decode(b, 64)
+	if err != nil || x.MemBytes > 8 {
+		return false
+	}
+	for _, p := range x.Prefix {
+		switch byte(p) {
+		case 0xf2, 0xf3:
+			return false
+		}
+	}
+	switch x.Op {
+	case x86asm.MOV, x86asm.MOVNTI, x86asm.XCHG, x86asm.CMPXCHG, x86asm.XADD, x86asm.AND, x86asm.OR, x86asm.BTR, x86asm.BTS:
+		_, ok := x.Args[0].(x86asm.Mem)
+		return ok
 	}
 	return false
 }

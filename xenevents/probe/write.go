@@ -23,8 +23,11 @@ func (h *Hit) Write(p []byte, at xenevents.GVA) error {
 		if !t.Writable {
 			return fmt.Errorf("write to %v: %w", at, ErrReadOnly)
 		}
-		if e.set.Holds(t.GPA.GFN()) { // its copy would have to follow
+		switch gfn := t.GPA.GFN(); {
+		case e.set.Holds(gfn): // its copy would have to follow
 			return fmt.Errorf("write to %v: a probe is in that page", at)
+		case e.set.Protected(gfn): // so would probes
+			return fmt.Errorf("write to %v: that is a page table that a probe follows", at)
 		}
 		if page+xenevents.PageSize == 0 {
 			break

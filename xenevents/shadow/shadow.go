@@ -43,6 +43,9 @@ type Set struct {
 	holes  map[xenevents.GFN]bool   // entries that were reverted and could not be filled
 	open   bool
 	one    [1]byte // for poke, which a hit may need: it must not allocate
+
+	protected map[xenevents.GFN]int // how often each: see ledger.go
+	noRPW     bool                  // Xen or the CPU lacks AccessRPW
 }
 
 // page is a shadow page.
@@ -76,7 +79,7 @@ func Open(dom Domain) (*Set, error) {
 	if err := dom.EnableViews(); err != nil {
 		return nil, err
 	}
-	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}, holes: map[xenevents.GFN]bool{}}
+	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}, holes: map[xenevents.GFN]bool{}, protected: map[xenevents.GFN]int{}}
 	if err := s.enter(); err != nil {
 		return nil, errors.Join(err, dom.DisableViews())
 	}
@@ -118,7 +121,8 @@ func (s *Set) View() xenevents.View { return s.view }
 func (s *Set) Pages() int { return len(s.pages) }
 
 // Insert puts an int3 at a guest physical address. original is the instruction
-// there, of length bytes. Two patches at one address are a caller's mistake: share one.
+// there, of length bytes; where the guest has another, the patch is displaced
+// from the start. Two patches at one address are a caller's mistake: share one.
 //
 // The domain is paused while the page is copied: a write between the copy and
 // the moment when writes fault would be lost on the copy.
@@ -132,7 +136,7 @@ func (s *Set) Insert(at xenevents.GPA, original [MaxInsn]byte, length int) (*Pat
 	}
 	p := &Patch{At: at, Original: original, Len: length}
 	if pg != nil {
-		if err := s.poke(pg, p, Int3); err != nil {
+		if err := s.place(pg, p); err != nil {
 			return nil, err
 		}
 		if len(pg.patches) == 0 {
@@ -149,6 +153,21 @@ func (s *Set) Insert(at xenevents.GPA, original [MaxInsn]byte, length int) (*Pat
 	}
 	s.all[at] = p
 	return p, nil
+}
+
+// place puts the int3 of a new patch into a copy that is there, if the guest has
+// the patch's instruction.
+func (s *Set) place(pg *page, p *Patch) error {
+	var there [MaxInsn]byte
+	here := there[:min(p.Len, xenevents.PageSize-int(p.At.Offset()))]
+	if _, err := s.dom.ReadGPA(here, p.At); err != nil {
+		return fmt.Errorf("read the instruction at %v: %w", p.At, err)
+	}
+	p.Displaced = !bytes.Equal(here, p.Original[:len(here)])
+	if !p.inPlace() {
+		return nil
+	}
+	return s.poke(pg, p, Int3)
 }
 
 // addPage hides a page behind its copy: remap before protect, as a remapped
@@ -197,6 +216,11 @@ func (s *Set) fill(gfn xenevents.GFN) error {
 			e = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX)
 		}
 		err = errors.Join(err, ifThere(e))
+	}
+	for table := range s.protected {
+		if table/hugepage == gfn/hugepage && s.pages[table] == nil {
+			err = errors.Join(err, ifThere(s.protect(table)))
+		}
 	}
 	if err != nil {
 		s.holes[gfn] = true
@@ -269,8 +293,11 @@ func (s *Set) Withdraw(p *Patch, out bool) error {
 
 // Idle says whether Reclaim has something to do.
 func (s *Set) Idle() bool {
-	return s.unused > 0 || len(s.pages) == 0 && len(s.spares) > 0
+	return s.unused > 0 || s.bare() && len(s.spares) > 0
 }
+
+// bare says whether nothing is hidden and nothing protected.
+func (s *Set) bare() bool { return len(s.pages) == 0 && len(s.protected) == 0 }
 
 // Reclaim takes away the copies of pages without patches, and with the last copy
 // the spare frames: the guest has no more memory than before the first patch, and
@@ -295,7 +322,7 @@ func (s *Set) Reclaim() error {
 		s.spares = append(s.spares, pg.shadow)
 		holes = append(holes, gfn)
 	}
-	if len(s.pages) == 0 {
+	if s.bare() {
 		return s.freeSpares()
 	}
 	var errs error
@@ -332,6 +359,28 @@ func (s *Set) Find(gfn xenevents.GFN, offset uint64) (*Patch, bool) {
 
 // Holds says whether gfn has a shadow page.
 func (s *Set) Holds(gfn xenevents.GFN) bool { return s.pages[gfn] != nil }
+
+// Displaced returns the patches of a frame that are displaced.
+func (s *Set) Displaced(gfn xenevents.GFN) (all []*Patch) {
+	if pg := s.pages[gfn]; pg != nil {
+		for _, p := range pg.patches {
+			if p.Displaced {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// Change gives a displaced patch another instruction: what the guest has there now.
+func (s *Set) Change(p *Patch, original [MaxInsn]byte, length int) error {
+	pg := s.pages[p.At.GFN()]
+	if pg == nil || pg.patches[uint16(p.At.Offset())] != p || !p.Displaced {
+		return fmt.Errorf("no displaced patch at %v", p.At)
+	}
+	p.Original, p.Len = original, length
+	return s.place(pg, p)
+}
 
 // Refresh copies a guest page to its shadow anew, after a write by the guest.
 // It returns the patches whose state changed: displaced now, or in place again.
@@ -399,5 +448,6 @@ func (s *Set) Close() error {
 	clear(s.pages)
 	s.unused = 0
 	clear(s.all)
+	clear(s.protected)
 	return errors.Join(errs...)
 }

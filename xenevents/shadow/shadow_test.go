@@ -47,6 +47,7 @@ type rig struct {
 	hits    []*shadow.Patch
 	changed []*shadow.Patch
 	reads   int
+	writes  int
 	refresh map[xenevents.VCPU]xenevents.GFN // what a step's end copies
 }
 
@@ -250,9 +251,10 @@ func (r *rig) answer(ev *xenevents.Event) xenevents.Reply {
 		r.must(err)
 		r.changed = append(r.changed, changed...)
 		return xenevents.Reply{Switch: true, View: r.set.View(), Step: xenevents.StepToggle}
-	case !r.set.Holds(ev.GFN):
+	case !r.set.Holds(ev.GFN) && !r.set.Protected(ev.GFN):
 		r.t.Fatalf("a violation at gfn %v, which has no copy", ev.GFN)
 	case ev.Access&xenevents.AccessW != 0:
+		r.writes++
 		r.refresh[ev.VCPU] = ev.GFN
 		return xenevents.Reply{Switch: true, View: xenevents.HostView, Step: xenevents.StepToggle}
 	}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -30,6 +31,7 @@ var _ interface {
 	xenevents.PageAllocator
 	xenevents.Injector
 	xenevents.Prober
+	xenevents.Swapper
 } = (*Domain)(nil)
 
 // with runs f while nothing else happens to the guest.
@@ -67,6 +69,25 @@ func (d *Domain) WriteGPA(p []byte, at xenevents.GPA) (n int, err error) {
 		return err
 	})
 	return n, err
+}
+
+// CompareAndSwap64 changes a word, if it is what it should be.
+func (d *Domain) CompareAndSwap64(at xenevents.GPA, old, v uint64) (swapped bool, err error) {
+	err = d.with(func(g *Guest) error {
+		f := g.p2m[at.GFN()]
+		switch {
+		case f == nil:
+			return fmt.Errorf("gfn %v: %w", at.GFN(), xenevents.ErrAbsent)
+		case at%8 != 0:
+			return fmt.Errorf("%v is no multiple of 8", at)
+		}
+		word := f.bytes()[at.Offset() : at.Offset()+8]
+		if swapped = binary.LittleEndian.Uint64(word) == old; swapped {
+			binary.LittleEndian.PutUint64(word, v)
+		}
+		return nil
+	})
+	return swapped, err
 }
 
 // MaxGFN is the highest frame number that there ever was.

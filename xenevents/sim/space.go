@@ -84,6 +84,22 @@ func (s *Space) set(at xenevents.GVA, level int, value uint64) {
 	binary.LittleEndian.PutUint64(s.guest.entry(table, at, level), value)
 }
 
+// Tables returns the tables on the walk to an address, root first, as far as they
+// are there.
+func (s *Space) Tables(at xenevents.GVA) []xenevents.GFN {
+	s.guest.mu.Lock()
+	defer s.guest.mu.Unlock()
+	all := []xenevents.GFN{s.root}
+	for l := 4; l > 1; l-- {
+		e := binary.LittleEndian.Uint64(s.guest.entry(all[len(all)-1], at, l))
+		if e&ptePresent == 0 || e&pteLarge != 0 {
+			break
+		}
+		all = append(all, xenevents.GPA(e&pteAddr).GFN())
+	}
+	return all
+}
+
 // entry is the memory of the table entry that an address is translated by.
 func (g *Guest) entry(table xenevents.GFN, at xenevents.GVA, level int) []byte {
 	n := uint64(at) >> (12 + 9*(level-1)) & 511

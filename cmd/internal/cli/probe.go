@@ -11,7 +11,11 @@ import (
 
 const placeHelp = `A place is written like do_exit, do_exit+0x10, vuln!vuln_copy (a function of a
 loaded module) or 0xffffffff81000000 (an address in the guest). It must be the first
-byte of an instruction: at any other the guest would run something else.`
+byte of an instruction: at any other the guest would run something else.
+
+With --pid it is an address in that process. The page need not be there: the probe
+waits for it, follows it where the guest's kernel moves it, takes the hits of that
+process alone, and ends with it.`
 
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
@@ -29,6 +33,10 @@ func (a *app) probe() *cobra.Command {
 				if a.json {
 					return a.message(p)
 				}
+				if p.GetState() == "waiting" {
+					_, err = fmt.Fprintf(a.out, "%s: waiting in %s for the page of %s in process %d\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetPid())
+					return err
+				}
 				_, err = fmt.Fprintf(a.out, "%s: armed in %s at %s (%#x), on %q, stepped over by %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetAddress(), p.GetInstruction(), p.GetStep())
 				return err
 			})
@@ -40,6 +48,7 @@ func (a *app) probe() *cobra.Command {
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
 	ruleFlags(add, &rule)
+	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel)")
 	must(add, "domain", "at")
 
 	var domain string
@@ -82,6 +91,14 @@ func must(cmd *cobra.Command, flags ...string) {
 	}
 }
 
+// placeOf is a probe's place, and whose.
+func placeOf(p *controlapi.Probe) string {
+	if p.GetPid() == 0 {
+		return p.GetAt()
+	}
+	return fmt.Sprintf("%s of process %d", p.GetAt(), p.GetPid())
+}
+
 func (a *app) showProbes(r *controlapi.ListProbesResponse) error {
 	if a.json {
 		for _, p := range r.GetProbes() {
@@ -118,7 +135,7 @@ var probeColumns = []probeColumn{
 	{"ERRORS", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetErrors()) }},
 	{"CHANGED", nil, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetChanged()) }},
 	{"STEP", nil, (*controlapi.Probe).GetStep},
-	{"AT", nil, (*controlapi.Probe).GetAt},
+	{"AT", nil, placeOf},
 	{"FOR", nil, func(p *controlapi.Probe) string {
 		if ruled(p) {
 			return ruleText(p.GetRule(), p.GetMatches())

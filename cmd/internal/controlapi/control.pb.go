@@ -31,6 +31,7 @@ type AddProbeRequest struct {
 	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
 	Returns       bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
 	Rule          *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
+	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -105,6 +106,13 @@ func (x *AddProbeRequest) GetRule() *Rule {
 		return x.Rule
 	}
 	return nil
+}
+
+func (x *AddProbeRequest) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
 }
 
 // Rule says which hits count and what happens at them. Expressions are CEL over the
@@ -365,14 +373,14 @@ type Probe struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	At            string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	Address       uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, suspended
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended, suspended
 	Step          string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
 	Instruction   string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
 	Hits          uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
 	Changed       uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
 	Detail        string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
 	Detector      string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
-	Passed        uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: other address spaces, others at a place of return
+	Passed        uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: by others in its page, or at a place of return
 	WithReturns   bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
 	Returns       uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
 	Lost          uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
@@ -380,6 +388,7 @@ type Probe struct {
 	GapTicks      uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
 	Rule          *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
 	Matches       *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
+	Pid           uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -552,6 +561,13 @@ func (x *Probe) GetMatches() *Matches {
 		return x.Matches
 	}
 	return nil
+}
+
+func (x *Probe) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
 }
 
 // Matches are a rule's counters.
@@ -1725,14 +1741,15 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xa8\x01\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xba\x01\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
 	"\x04step\x18\x04 \x01(\tR\x04step\x12\x18\n" +
 	"\areturns\x18\x05 \x01(\bR\areturns\x12+\n" +
-	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\"\xed\x01\n" +
+	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x12\x10\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\"\xed\x01\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04when\x18\x01 \x01(\tR\x04when\x12\x18\n" +
 	"\acapture\x18\x02 \x03(\tR\acapture\x12\x1c\n" +
@@ -1751,7 +1768,7 @@ const file_control_proto_rawDesc = "" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x98\x04\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xaa\x04\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1773,7 +1790,8 @@ const file_control_proto_rawDesc = "" +
 	"\x04gaps\x18\x11 \x01(\x04R\x04gaps\x12\x1b\n" +
 	"\tgap_ticks\x18\x12 \x01(\x04R\bgapTicks\x12+\n" +
 	"\x04rule\x18\x13 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x124\n" +
-	"\amatches\x18\x14 \x01(\v2\x1a.hprobe.control.v1.MatchesR\amatches\"\x9e\x01\n" +
+	"\amatches\x18\x14 \x01(\v2\x1a.hprobe.control.v1.MatchesR\amatches\x12\x10\n" +
+	"\x03pid\x18\x15 \x01(\rR\x03pid\"\x9e\x01\n" +
 	"\aMatches\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x14\n" +
 	"\x05acted\x18\x02 \x01(\x04R\x05acted\x12\x16\n" +

@@ -33,7 +33,7 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 		one := &controlapi.Probe{
 			Id: b.id, Domain: s.info.Name, Name: st.Name, At: p.Spec.At, Address: uint64(p.At), State: st.State.String(), Step: st.Step.String(),
 			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
-			Passed: st.Passed, WithReturns: p.Spec.Return, Returns: st.Returns, Lost: st.Lost, Gaps: st.Gaps, GapTicks: st.GapTicks,
+			Passed: st.Passed, WithReturns: p.Spec.Return, Returns: st.Returns, Lost: st.Lost, Gaps: st.Gaps, GapTicks: st.GapTicks, Pid: p.Spec.PID,
 		}
 		switch d := b.Detector.(type) {
 		case *tracer:

@@ -54,7 +54,9 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 		return nil, status.Error(codes.InvalidArgument, "a probe steps over as its instruction needs it: ask for auto, or for nothing")
 	}
 	at, err := binder.ParseLocation(r.GetAt())
-	if err == nil && r.GetReturns() {
+	if err == nil && r.GetPid() != 0 {
+		err = at.InProcess(r.GetReturns())
+	} else if err == nil && r.GetReturns() {
 		err = at.MayReturn()
 	}
 	if err != nil {
@@ -75,7 +77,7 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	if name == "" {
 		name = r.GetAt()
 	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), returns: r.GetReturns(), hits: &s.d.hits, rule: r.GetRule(), program: program}
+	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), pid: r.GetPid(), returns: r.GetReturns(), hits: &s.d.hits, rule: r.GetRule(), program: program}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)

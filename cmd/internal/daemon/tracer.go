@@ -13,6 +13,7 @@ import (
 // and tells those who trace.
 type tracer struct {
 	id, domain, name, at string
+	pid                  uint32
 	returns              bool
 	hits                 *sinks.Fan[*controlapi.Hit]
 	rule                 *controlapi.Rule // nil: it was added without
@@ -22,7 +23,7 @@ type tracer struct {
 func (t *tracer) Name() string { return t.name }
 
 func (t *tracer) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: t.name, At: t.at, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce}}
+	return []detectors.ProbeSpec{{Name: t.name, At: t.at, PID: t.pid, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce}}
 }
 
 func (t *tracer) hit(h detectors.Hit) detectors.Outcome {

@@ -16,3 +16,8 @@ func Load64(b []byte) uint64 { return atomic.LoadUint64((*uint64)(unsafe.Pointer
 
 // Store64 is Store32 for 8 bytes.
 func Store64(b []byte, v uint64) { atomic.StoreUint64((*uint64)(unsafe.Pointer(&b[:8][0])), v) }
+
+// CompareAndSwap64 writes v if old is there, and says whether it was.
+func CompareAndSwap64(b []byte, old, v uint64) bool {
+	return atomic.CompareAndSwapUint64((*uint64)(unsafe.Pointer(&b[:8][0])), old, v)
+}
