@@ -75,7 +75,7 @@ func TestReturnOfKilled(t *testing.T) {
 	c := call(t, h, 200, 2)
 	r = m.stop()
 	// What is left is of stacks that Linux keeps for the next thread.
-	if r.Probe.Hits < 30 || r.Probe.Returns != 0 || r.Stats.Calls > 12 || r.Probe.Lost+r.Stats.Calls != r.Probe.Hits {
+	if r.Probe.Hits < 30 || r.Probe.Returns != 0 || r.Stats.Calls > r.Probe.Hits/2 || r.Probe.Lost+r.Stats.Calls != r.Probe.Hits {
 		t.Errorf("%d ends of processes: %d returns, %d lost, %d still under way, values %v", r.Probe.Hits, r.Probe.Returns, r.Probe.Lost, r.Stats.Calls, r.Values)
 	}
 	t.Logf("%d ends of processes: %d still waited for; others came by %d times; a call costs %d ticks meanwhile", r.Probe.Hits, r.Stats.Calls, r.Probe.Passed, c.ticks)
