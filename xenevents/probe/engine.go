@@ -81,6 +81,8 @@ type probe struct {
 // step is what a vCPU that runs one instruction in view 0 does it for.
 type step struct {
 	active  bool
+	repeats bool // it is over when RIP is another than rip
+	rip     uint64
 	refresh bool // the page that it writes to must be copied to its shadow anew
 	gfn     xenevents.GFN
 	at      xenevents.GVA // where it writes, if that is known

@@ -31,7 +31,7 @@ func (e *Engine) int3(ev *xenevents.Event) error {
 		return e.hit(ev, hidden.Owner.(*patch))
 	}
 	if e.prefixed(ev) {
-		return e.stepOver(ev, FastStep, nil)
+		return e.stepWith(ev, FastStep, nil, nil)
 	}
 	if e.guestsOwn(ev) {
 		return e.reinject(ev)
@@ -137,7 +137,11 @@ func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
 			return e.reply(ev, r)
 		}
 		// Emulation would take the bytes from where the registers go: step.
-		return e.stepWith(ev, FastStep, v.Regs)
+		how := FastStep
+		if p.insn.repeats {
+			how = SingleStep
+		}
+		return e.stepWith(ev, how, v.Regs, p)
 	}
 	return e.stepOver(ev, p.step, p)
 }
@@ -145,18 +149,21 @@ func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
 // stepOver lets the vCPU run the original instruction.
 func (e *Engine) stepOver(ev *xenevents.Event, how StepOver, p *patch) error {
 	if how != Emulate {
-		return e.stepWith(ev, how, nil)
+		return e.stepWith(ev, how, nil, p)
 	}
 	r := e.newReply()
 	r.Emulate, r.Insn, r.InsnLen = true, p.hidden.Original, uint8(p.insn.length)
 	return e.reply(ev, r)
 }
 
-func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Registers) error {
+// stepWith lets it run one instruction in view 0: that of p, where p is not nil.
+func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Registers, p *patch) error {
 	r := e.newReply()
 	r.Switch, r.View, r.Regs = true, xenevents.HostView, regs
 	if how == SingleStep || !e.fast {
-		e.stepOf(ev.VCPU).active = true
+		s := e.stepOf(ev.VCPU)
+		s.active = true
+		s.repeats, s.rip = p != nil && p.insn.repeats, ev.Regs.RIP
 		r.Step = xenevents.StepToggle
 	} else {
 		r.Step, r.After = xenevents.StepFast, e.set.View()
@@ -175,7 +182,7 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 	}
 	if ev.Access&xenevents.AccessW == 0 {
 		e.stats.Reads++
-		return e.stepWith(ev, FastStep, nil)
+		return e.stepWith(ev, FastStep, nil, nil)
 	}
 	e.stats.Writes++
 	s := e.stepOf(ev.VCPU)
@@ -189,8 +196,12 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 func (e *Engine) stepped(ev *xenevents.Event) error {
 	s := e.stepOf(ev.VCPU)
 	was := *s
-	*s = step{}
 	r := e.newReply()
+	if was.repeats && ev.Regs.RIP == was.rip {
+		// One repetition was done: in the view the rest would be more hits.
+		return e.reply(ev, r)
+	}
+	*s = step{}
 	r.Switch, r.View = true, e.set.View()
 	if was.active {
 		r.Step = xenevents.StepToggle

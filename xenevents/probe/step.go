@@ -18,6 +18,7 @@ type insn struct {
 	length  int
 	text    string
 	emulate bool // Xen's emulator was seen to do it right
+	repeats bool // a string instruction with rep: a step is one repetition
 }
 
 // decode decodes the instruction at the start of b, which may hold less than 15 bytes.
@@ -32,7 +33,21 @@ func decode(b []byte) (insn, error) {
 	if err != nil {
 		return insn{}, fmt.Errorf("no instruction that hprobe knows: % x: %w", b[:min(len(b), shadow.MaxInsn)], err)
 	}
-	return insn{length: x.Len, text: x86asm.GNUSyntax(x, 0, nil), emulate: emulated(&x)}, nil
+	return insn{length: x.Len, text: x86asm.GNUSyntax(x, 0, nil), emulate: emulated(&x), repeats: repeats(&x)}, nil
+}
+
+// repeats says whether it is a string instruction with a repeat prefix.
+func repeats(x *x86asm.Inst) bool {
+	op := byte(x.Opcode >> 24)
+	if op&^1 != 0xa4 && op&^1 != 0xa6 && (op < 0xaa || op > 0xaf) && (op < 0x6c || op > 0x6f) {
+		return false
+	}
+	for _, p := range x.Prefix {
+		if b := byte(p); b == 0xf2 || b == 0xf3 {
+			return true
+		}
+	}
+	return false
 }
 
 // emulated is the list of instructions that are answered with an emulate reply:

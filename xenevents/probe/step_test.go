@@ -143,6 +143,18 @@ func TestForms(t *testing.T) {
 	}
 }
 
+// TestRepeated: what a step does one repetition of.
+func TestRepeated(t *testing.T) {
+	for code, want := range map[string]bool{
+		"f3a4": true, "f348a5": true, "66f3ab": true, "f3aa": true, "f2ae": true, "f3a6": true, "f3ad": true, "f36c": true,
+		"a4": false, "48ab": false, "f390": false, "f3c3": false, "f3a8": false, "f30fb8c1": false, "f30f1efa": false, "f348a9": false,
+	} {
+		if in, err := decode(append(unhex(t, code), 0, 0, 0, 0)); err == nil && in.repeats != want || err != nil && want {
+			t.Errorf("%s: %+v, %v", code, in, err)
+		}
+	}
+}
+
 // TestVectors: x86asm is not sure of their length, which is no matter for a step.
 func TestVectors(t *testing.T) {
 	for _, code := range []string{"c5f877", "c4e279180f", "62f17c481000"} {

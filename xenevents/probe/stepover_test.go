@@ -93,6 +93,49 @@ func stepOver(t *testing.T, code []byte, emulate bool, step probe.StepOver) {
 	}
 }
 
+// TestRepeats: a string instruction with rep is one hit, however often it repeats.
+func TestRepeats(t *testing.T) {
+	for _, step := range []probe.StepOver{probe.Auto, probe.SingleStep} {
+		for _, set := range []bool{false, true} {
+			r := newRig(t, sim.Config{})
+			r.poke(free, 0xf3, 0xaa, 0xc3) // rep stosb; ret
+			for _, no := range []probe.StepOver{probe.Emulate, probe.FastStep} {
+				if _, err := r.try(free, no, nil); err == nil {
+					t.Errorf("it is stepped over by %v", no)
+				}
+			}
+			id, err := r.try(free, step, func(h *probe.Hit) probe.Verdict {
+				if !set {
+					return probe.Verdict{}
+				}
+				regs := *h.Regs
+				regs.RAX++
+				return probe.Verdict{Action: probe.SetRegs, Regs: &regs}
+			})
+			r.must(err)
+			for i, n := range []uint64{5, 0, 1} {
+				r.poke(dataAt, 9, 9, 9, 9, 9, 9)
+				r.cpu(0).Set(func(regs *xenevents.Registers) { regs.RAX, regs.RCX = 3, n })
+				r.run(0, sim.Call(free, uint64(dataAt)))
+				want := bytes.Repeat([]byte{9}, 6)
+				for k := range n {
+					want[k] = map[bool]byte{false: 3, true: 4}[set]
+				}
+				if got := r.peek(dataAt, 6); !bytes.Equal(got, want) {
+					t.Errorf("%v, %d times: % x", step, n, got)
+				}
+				if s := r.status(id); s.Hits != uint64(i+1) || s.Step != probe.SingleStep {
+					t.Errorf("%v, %d times: %+v", step, n, s)
+				}
+			}
+			// Steps: 5, 1 and 1; then the way is free.
+			if s := r.stats(); s.Events["int3"] != 3 || s.Events["singlestep"] != 7 || r.cpu(0).View() == xenevents.HostView {
+				t.Errorf("%+v", s)
+			}
+		}
+	}
+}
+
 // TestAcrossPages: the instruction goes on in a page that is no neighbour in
 // memory, and that the guest may change without being seen.
 func TestAcrossPages(t *testing.T) {
