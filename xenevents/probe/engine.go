@@ -81,6 +81,8 @@ type probe struct {
 // step is what a vCPU that runs one instruction in view 0 does it for.
 type step struct {
 	active  bool
+	trap    bool // the guest's own trap flag was on: see stepped
+	extra   bool // it is one more step for that
 	repeats bool // it is over when RIP is another than rip
 	rip     uint64
 	refresh bool // the page that it writes to must be copied to its shadow anew

@@ -159,16 +159,29 @@ func (e *Engine) stepOver(ev *xenevents.Event, how StepOver, p *patch) error {
 // stepWith lets it run one instruction in view 0: that of p, where p is not nil.
 func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Registers, p *patch) error {
 	r := e.newReply()
-	r.Switch, r.View, r.Regs = true, xenevents.HostView, regs
-	if how == SingleStep || !e.fast {
-		s := e.stepOf(ev.VCPU)
-		s.active = true
-		s.repeats, s.rip = p != nil && p.insn.repeats, ev.Regs.RIP
-		r.Step = xenevents.StepToggle
-	} else {
+	r.Regs = regs
+	if how == FastStep && e.fast && !e.stepOf(ev.VCPU).active && ev.Regs.RFLAGS&trapFlag == 0 {
+		r.Switch, r.View = true, xenevents.HostView
 		r.Step, r.After = xenevents.StepFast, e.set.View()
+	} else {
+		e.begin(ev, r, step{repeats: p != nil && p.insn.repeats, rip: ev.Regs.RIP})
 	}
 	return e.reply(ev, r)
+}
+
+// trapFlag is RFLAGS.TF.
+const trapFlag = 1 << 8
+
+// begin makes r the beginning of a step that ends with an event. The vCPU may be
+// at the end of one already: see stepped.
+func (e *Engine) begin(ev *xenevents.Event, r *xenevents.Reply, next step) {
+	s := e.stepOf(ev.VCPU)
+	if !s.active {
+		r.Step = xenevents.StepToggle
+	}
+	next.active, next.trap = true, ev.Regs.RFLAGS&trapFlag != 0
+	*s = next
+	r.Switch, r.View = true, xenevents.HostView
 }
 
 // violation is the guest at a page that has a shadow. A read sees the original,
@@ -185,10 +198,8 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 		return e.stepWith(ev, FastStep, nil, nil)
 	}
 	e.stats.Writes++
-	s := e.stepOf(ev.VCPU)
-	*s = step{active: true, refresh: true, gfn: ev.GFN, at: ev.GLA, atValid: ev.Fault&xenevents.FaultGLAValid != 0}
 	r := e.newReply()
-	r.Switch, r.View, r.Step = true, xenevents.HostView, xenevents.StepToggle
+	e.begin(ev, r, step{refresh: true, gfn: ev.GFN, at: ev.GLA, atValid: ev.Fault&xenevents.FaultGLAValid != 0})
 	return e.reply(ev, r)
 }
 
@@ -203,7 +214,14 @@ func (e *Engine) stepped(ev *xenevents.Event) error {
 	}
 	*s = step{}
 	r.Switch, r.View = true, e.set.View()
-	if was.active {
+	switch {
+	case was.trap, was.extra && ev.Regs.RFLAGS&trapFlag != 0:
+		// The guest's own trap waits, and so may an interrupt of its, which
+		// Xen holds back during a step: that would come first, and the trap
+		// be lost. So the vCPU takes one more step, in the view, until it is
+		// in the trap's handler: after MOV SS the trap comes later.
+		s.active, s.extra = true, true
+	case was.active:
 		r.Step = xenevents.StepToggle
 	}
 	var err error

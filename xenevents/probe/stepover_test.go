@@ -136,6 +136,37 @@ func TestRepeats(t *testing.T) {
 	}
 }
 
+// TestTrapFlag: the guest steps itself. What is stepped has a second step behind
+// it, in the view, and what is hit in that one is answered like any other.
+func TestTrapFlag(t *testing.T) {
+	const trapFlag = 0x100
+	for _, step := range []probe.StepOver{probe.FastStep, probe.SingleStep} {
+		for _, second := range []probe.StepOver{probe.Emulate, probe.FastStep, probe.SingleStep} {
+			r := newRig(t, sim.Config{})
+			r.poke(free, 0x31, 0xc0, 0x48, 0x01, 0xf8, 0x48, 0x01, 0xf0, 0xc3) // xor eax,eax; add rax,rdi; add rax,rsi; ret
+			a, err := r.try(free, step, nil)
+			r.must(err)
+			b, err := r.try(free+2, second, nil)
+			r.must(err)
+			r.cpu(0).Set(func(regs *xenevents.Registers) { regs.RFLAGS |= trapFlag })
+			for i := range uint64(3) {
+				if got := r.call(free, 40, 2); got != 42 {
+					t.Errorf("%v, %v: %d", step, second, got)
+				}
+				if r.status(a).Hits != i+1 || r.status(b).Hits != i+1 {
+					t.Errorf("%v, %v: %d and %d hits after %d calls", step, second, r.status(a).Hits, r.status(b).Hits, i+1)
+				}
+			}
+			r.cpu(0).Set(func(regs *xenevents.Registers) { regs.RFLAGS &^= trapFlag })
+			before := r.stats().Events["singlestep"]
+			r.run(0, sim.Write(free+0x40, 1))
+			if got := r.call(sum, 1, 2); got != 3 || r.stats().Events["singlestep"] != before+1 || r.cpu(0).View() == xenevents.HostView {
+				t.Errorf("%v, %v: %d; it steps on: %+v", step, second, got, r.stats())
+			}
+		}
+	}
+}
+
 // TestAcrossPages: the instruction goes on in a page that is no neighbour in
 // memory, and that the guest may change without being seen.
 func TestAcrossPages(t *testing.T) {
