@@ -12,7 +12,7 @@ import (
 	"github.com/hprobe/hprobe/test/xen/forms"
 )
 
-// The ways of TestStepOver, in their order: Xen's emulator with all forms, which
+// The ways of stepOver, in their order: Xen's emulator with all forms, which
 // the engine does not do, then what it does.
 var ways = []string{"force-emulate", "fast-singlestep", "singlestep", "auto"}
 
@@ -34,24 +34,14 @@ type difference struct {
 	text   string // that and more
 }
 
-// TestStepOver: instruction forms of real code, stepped over in each way, do to
+// stepOver: instruction forms of real code, stepped over in each way, do to
 // registers, flags and memory what they do without a probe, and are one hit each
 // time. What Xen's emulator gets wrong is known, and the engine emulates none of it.
-func TestStepOver(t *testing.T) {
-	t.Parallel()
+func stepOver(t *testing.T, cfg lab.Config) {
 	cases, err := forms.Cases()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cfg := range []lab.Config{plain, older, oldest} {
-		t.Run(cfg.String(), func(t *testing.T) {
-			t.Parallel()
-			stepOver(t, cfg, cases)
-		})
-	}
-}
-
-func stepOver(t *testing.T, cfg lab.Config, cases []*forms.Case) {
 	h := lab.Copy(t, cfg, binary(t, "test/xen/steps"), profile(t, cfg.Guest), program(t, "steps"),
 		lab.File{Name: "forms", Data: forms.Encode(cases), Guest: true})
 	h.MustRun(t, `steps -ways `+strings.Join(ways, ",")+` > /tmp/steps.log 2>&1 & echo $! > /tmp/steps.pid

@@ -52,7 +52,7 @@ func repeats(x *x86asm.Inst) bool {
 
 // emulated is the list of instructions that are answered with an emulate reply:
 // each form of them runs so in the lab on every Xen as the CPU runs it itself
-// (test/xen, TestStepOver). Anything else is stepped. That has reasons even for
+// (test/xen, TestHosts/…/StepOver). Anything else is stepped. That has reasons even for
 // what Xen's emulator gets right, see docs/internals/stepover.md: memory other
 // than the stack, above all.
 func emulated(x *x86asm.Inst) bool {

@@ -1,4 +1,4 @@
-// Package forms is the table of instruction forms that test/xen, TestStepOver,
+// Package forms is the table of instruction forms that test/xen, TestHosts/…/StepOver,
 // steps over: taken from real code, and made to run by themselves.
 package forms
 
