@@ -145,6 +145,10 @@ func (e *Engine) chooseStep(asked StepOver, in insn) (StepOver, error) {
 	switch {
 	case asked == Auto && in.emulate:
 		return Emulate, nil
+	case in.repeats && e.fast && asked == Auto:
+		return SingleStep, nil
+	case in.repeats && e.fast && asked == FastStep:
+		return 0, fmt.Errorf("%q would be one hit for each repetition: ask for %v", in.text, SingleStep)
 	case asked == Auto && e.fast:
 		return FastStep, nil
 	case asked == Auto, asked != Emulate && !e.fast:

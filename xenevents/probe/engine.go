@@ -130,14 +130,18 @@ type probe struct {
 // step is what a vCPU that runs one instruction in view 0 does it for.
 type step struct {
 	active  bool
+	trap    bool // the guest's own trap flag was on: see stepped
+	extra   bool // it is one more step for that
+	repeats bool // it is over when RIP is another than rip
+	rip     uint64
 	refresh bool // the page that it writes to must be copied to its shadow anew
 	gfn     xenevents.GFN
 	at      xenevents.GVA // where it writes, if that is known
 	atValid bool
 	walk    bool // it is the page walk to there that writes
 
-	rip    uint64 // of the last int3 that could not be read, and how often in a row
-	unread int
+	unreadAt uint64 // where the last int3 was that could not be read, and how often in a row
+	unread   int
 }
 
 type command struct {

@@ -31,7 +31,7 @@ func (e *Engine) int3(ev *xenevents.Event) error {
 		return e.hit(ev, hidden.Owner.(*patch))
 	}
 	if e.prefixed(ev) {
-		return e.stepOver(ev, FastStep, nil)
+		return e.stepWith(ev, FastStep, nil, nil)
 	}
 	if e.guestsOwn(ev) {
 		return e.reinject(ev)
@@ -182,7 +182,11 @@ func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
 			return e.reply(ev, r)
 		}
 		// Emulation would take the bytes from where the registers go: step.
-		return e.stepWith(ev, FastStep, v.Regs)
+		how := FastStep
+		if p.insn.repeats {
+			how = SingleStep
+		}
+		return e.stepWith(ev, how, v.Regs, p)
 	}
 	return e.stepOver(ev, p.step, p)
 }
@@ -190,23 +194,39 @@ func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
 // stepOver lets the vCPU run the original instruction.
 func (e *Engine) stepOver(ev *xenevents.Event, how StepOver, p *patch) error {
 	if how != Emulate {
-		return e.stepWith(ev, how, nil)
+		return e.stepWith(ev, how, nil, p)
 	}
 	r := e.newReply()
 	r.Emulate, r.Insn, r.InsnLen = true, p.hidden.Original, uint8(p.insn.length)
 	return e.reply(ev, r)
 }
 
-func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Registers) error {
+// stepWith lets it run one instruction in view 0: that of p, where p is not nil.
+func (e *Engine) stepWith(ev *xenevents.Event, how StepOver, regs *xenevents.Registers, p *patch) error {
 	r := e.newReply()
-	r.Switch, r.View, r.Regs = true, xenevents.HostView, regs
-	if how == SingleStep || !e.fast {
-		e.stepOf(ev.VCPU).active = true
-		r.Step = xenevents.StepToggle
-	} else {
+	r.Regs = regs
+	if how == FastStep && e.fast && !e.stepOf(ev.VCPU).active && ev.Regs.RFLAGS&trapFlag == 0 {
+		r.Switch, r.View = true, xenevents.HostView
 		r.Step, r.After = xenevents.StepFast, e.set.View()
+	} else {
+		e.begin(ev, r, step{repeats: p != nil && p.insn.repeats, rip: ev.Regs.RIP})
 	}
 	return e.reply(ev, r)
+}
+
+// trapFlag is RFLAGS.TF.
+const trapFlag = 1 << 8
+
+// begin makes r the beginning of a step that ends with an event. The vCPU may be
+// at the end of one already: see stepped.
+func (e *Engine) begin(ev *xenevents.Event, r *xenevents.Reply, next step) {
+	s := e.stepOf(ev.VCPU)
+	if !s.active {
+		r.Step = xenevents.StepToggle
+	}
+	next.active, next.trap = true, ev.Regs.RFLAGS&trapFlag != 0
+	*s = next
+	r.Switch, r.View = true, xenevents.HostView
 }
 
 // violation is the guest at a page that has a shadow. A read sees the original,
@@ -224,7 +244,7 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 	}
 	if ev.Access&xenevents.AccessW == 0 && ev.Fault&xenevents.FaultInGPT == 0 {
 		e.stats.Reads++
-		return e.stepWith(ev, FastStep, nil)
+		return e.stepWith(ev, FastStep, nil, nil)
 	}
 	e.stats.Writes++ // or a walk of a page table that is run as code: who knows what its instruction writes
 	return e.stepWrite(ev)
@@ -234,10 +254,21 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 func (e *Engine) stepped(ev *xenevents.Event) error {
 	s := e.stepOf(ev.VCPU)
 	was := *s
-	*s = step{}
 	r := e.newReply()
+	if was.repeats && ev.Regs.RIP == was.rip {
+		// One repetition was done: in the view the rest would be more hits.
+		return e.reply(ev, r)
+	}
+	*s = step{}
 	r.Switch, r.View = true, e.set.View()
-	if was.active {
+	switch {
+	case was.trap, was.extra && ev.Regs.RFLAGS&trapFlag != 0:
+		// The guest's own trap waits, and so may an interrupt of its, which
+		// Xen holds back during a step: that would come first, and the trap
+		// be lost. So the vCPU takes one more step, in the view, until it is
+		// in the trap's handler: after MOV SS the trap comes later.
+		s.active, s.extra = true, true
+	case was.active:
 		r.Step = xenevents.StepToggle
 	}
 	var err error

@@ -61,21 +61,21 @@ var forms = []struct {
 	{"8f00", 2, false},               // pop qword [rax]
 
 	// 8 and 16 bits.
-	{"b001", 2, false},     // mov al,1
-	{"66b80100", 4, false}, // mov ax,1
-	{"30c0", 2, false},     // xor al,al
-	{"6631c0", 3, false},   // xor ax,ax
-	{"3c01", 2, false},     // cmp al,1
-	{"84c0", 2, false},     // test al,al
+	{"b001", 2, true},      // mov al,1
+	{"66b80100", 4, true},  // mov ax,1
+	{"30c0", 2, true},      // xor al,al
+	{"6631c0", 3, true},    // xor ax,ax
+	{"3c01", 2, true},      // cmp al,1
+	{"84c0", 2, true},      // test al,al
 	{"668d0437", 4, false}, // lea ax,[rdi+rsi]
 	{"6655", 2, false},     // push bp
 	{"665d", 2, false},     // pop bp
 
 	// Constants and segments on the stack.
-	{"6a01", 2, false},       // push 1
-	{"6801000000", 5, false}, // push 1
-	{"0fa0", 2, false},       // push fs
-	{"0fa1", 2, false},       // pop fs
+	{"6a01", 2, true},       // push 1
+	{"6801000000", 5, true}, // push 1
+	{"0fa0", 2, false},      // push fs
+	{"0fa1", 2, false},      // pop fs
 
 	// Other registers.
 	{"0f20d8", 3, false}, // mov rax,cr3
@@ -87,7 +87,7 @@ var forms = []struct {
 
 	// What looks like nop and is not, and prefixes that change what it is.
 	{"f390", 2, false},       // pause
-	{"4990", 2, false},       // xchg r8,rax
+	{"4990", 2, true},        // xchg r8,rax
 	{"0f0d08", 3, false},     // prefetchw [rax]
 	{"f090", 2, false},       // lock nop: #UD
 	{"f04801c8", 4, false},   // lock add rax,rcx: #UD
@@ -96,30 +96,71 @@ var forms = []struct {
 	{"f34801c8", 4, false},   // xrelease …
 
 	// Where control goes.
-	{"e800000000", 5, false}, // call
-	{"ffd0", 2, false},       // call rax
-	{"e900000000", 5, false}, // jmp
-	{"eb00", 2, false},       // jmp
-	{"7400", 2, false},       // je
-	{"c3", 1, false},         // ret
-	{"c9", 1, false},         // leave
-	{"0f05", 2, false},       // syscall
-	{"0f01f8", 3, false},     // swapgs
-	{"cd03", 2, false},       // int 3
-	{"0f0b", 2, false},       // ud2
-	{"f4", 1, false},         // hlt
+	{"0f8400000000", 6, true}, // je
+	{"e300", 2, false},        // jrcxz
+	{"e200", 2, false},        // loop
+	{"ffe2", 2, true},         // jmp rdx
+	{"ff27", 2, false},        // jmp [rdi]
+	{"ff17", 2, false},        // call [rdi]
+	{"3effe0", 3, false},      // notrack jmp rax
+	{"c21000", 3, true},       // ret 16
+	{"f3c3", 2, false},        // rep ret
+	{"66c3", 2, false},        // ret, of 16 bits on some CPUs
+	{"667400", 3, false},      // je, the same
+	{"cf", 1, false},          // iret
+	{"e800000000", 5, true},   // call
+	{"ffd0", 2, true},         // call rax
+	{"e900000000", 5, true},   // jmp
+	{"eb00", 2, true},         // jmp
+	{"7400", 2, true},         // je
+	{"c3", 1, true},           // ret
+	{"c9", 1, true},           // leave
+	{"0f05", 2, false},        // syscall
+	{"0f01f8", 3, false},      // swapgs
+	{"cd03", 2, false},        // int 3
+	{"0f0b", 2, false},        // ud2
+	{"f4", 1, false},          // hlt
+
+	// Registers alone.
+	{"c1e005", 3, true},     // shl eax,5
+	{"48d3e8", 3, true},     // shr rax,cl
+	{"d1f8", 2, true},       // sar eax,1
+	{"66c1c008", 4, true},   // rol ax,8
+	{"480fabc1", 4, true},   // bts rcx,rax
+	{"480fbae221", 5, true}, // bt rdx,33
+	{"0fc8", 2, true},       // bswap eax
+	{"660fc8", 3, false},    // bswap ax: nobody knows
+	{"4898", 2, true},       // cdqe
+	{"6699", 2, false},      // cwd
+	{"00ed", 2, true},       // add ch,ch
+	{"6630c0", 3, false},    // xor al,al with a prefix that says nothing
+	{"6748ffc0", 4, false},  // inc rax, the same
+	{"2e48ffc0", 4, false},  //
+	{"d1d0", 2, false},      // rcl eax,1
+	{"480fafc1", 4, false},  // imul rax,rcx: flags
+	{"f7e1", 2, false},      // mul ecx
+	{"f7f1", 2, false},      // div ecx
+	{"0fbcc1", 3, false},    // bsf eax,ecx
+	{"0fa4c805", 4, false},  // shld eax,ecx,5
+	{"480fc1c8", 4, false},  // xadd rax,rcx
+	{"480fabc7", 4, true},   // bts rdi,rax
+	{"480fab07", 4, false},  // bts [rdi],rax
+	{"0f9407", 3, false},    // sete [rdi]
+	{"480f440f", 4, false},  // cmove rcx,[rdi]
+	{"0fb607", 3, false},    // movzx eax,byte [rdi]
+	{"48870f", 3, false},    // xchg [rdi],rcx
 
 	// The rest.
-	{"4811c8", 3, false},     // adc rax,rcx
-	{"4819c8", 3, false},     // sbb rax,rcx
-	{"48ffc0", 3, false},     // inc rax
-	{"48f7d8", 3, false},     // neg rax
-	{"4887c8", 3, false},     // xchg rax,rcx
-	{"480f44c1", 4, false},   // cmove rax,rcx
-	{"0f94c0", 3, false},     // sete al
-	{"4863c7", 3, false},     // movsxd rax,edi
-	{"0fb6c0", 3, false},     // movzx eax,al
-	{"f3a4", 2, false},       // rep movsb
+	{"4811c8", 3, true},      // adc rax,rcx
+	{"4819c8", 3, true},      // sbb rax,rcx
+	{"48ffc0", 3, true},      // inc rax
+	{"48f7d8", 3, true},      // neg rax
+	{"4887c8", 3, true},      // xchg rax,rcx
+	{"480f44c1", 4, true},    // cmove rax,rcx
+	{"0f94c0", 3, true},      // sete al
+	{"4863c7", 3, true},      // movsxd rax,edi
+	{"0fb6c0", 3, true},      // movzx eax,al
+	{"aa", 1, false},         // stosb
 	{"f0480fc11f", 5, false}, // lock xadd [rdi],rbx
 	{"0fa2", 2, false},       // cpuid
 	{"0f31", 2, false},       // rdtsc
@@ -139,6 +180,18 @@ func TestForms(t *testing.T) {
 		// What follows in memory changes nothing.
 		if long, err := decode(append(code[:f.length:f.length], 0x90, 0x90, 0xcc, 0xf3, 0xff, 0xff, 0, 1)); err != nil || long != in {
 			t.Errorf("%s, with more behind it: %+v, %v", f.code, long, err)
+		}
+	}
+}
+
+// TestRepeated: what a step does one repetition of.
+func TestRepeated(t *testing.T) {
+	for code, want := range map[string]bool{
+		"f3a4": true, "f348a5": true, "66f3ab": true, "f3aa": true, "f2ae": true, "f3a6": true, "f3ad": true, "f36c": true,
+		"a4": false, "48ab": false, "f390": false, "f3c3": false, "f3a8": false, "f30fb8c1": false, "f30f1efa": false, "f348a9": false,
+	} {
+		if in, err := decode(append(unhex(t, code), 0, 0, 0, 0)); err == nil && in.repeats != want || err != nil && want {
+			t.Errorf("%s: %+v, %v", code, in, err)
 		}
 	}
 }

@@ -35,9 +35,9 @@ var steppedOver = []struct {
 	{"test", []byte{0x48, 0x85, 0xf0, 0xc3}, true},
 	{"load", []byte{0x48, 0x8b, 0x07, 0xc3}, false},
 	{"store", []byte{0x48, 0x89, 0x37, 0xc3}, false},
-	{"call", []byte{0xe8, 1, 0, 0, 0, 0xc3, 0x31, 0xc0, 0xc3}, false},
-	{"jmp", []byte{0xeb, 1, 0x90, 0xc3}, false},
-	{"ret", []byte{0xc3}, false},
+	{"call", []byte{0xe8, 1, 0, 0, 0, 0xc3, 0x31, 0xc0, 0xc3}, true},
+	{"jmp", []byte{0xeb, 1, 0x90, 0xc3}, true},
+	{"ret", []byte{0xc3}, true},
 }
 
 // TestStepOver: all instructions in all ways do what they do without a probe.
@@ -90,6 +90,80 @@ func stepOver(t *testing.T, code []byte, emulate bool, step probe.StepOver) {
 	}
 	if got := r.peek(free, len(code)); !bytes.Equal(got, code) {
 		t.Errorf("the guest's memory is % x", got)
+	}
+}
+
+// TestRepeats: a string instruction with rep is one hit, however often it repeats.
+func TestRepeats(t *testing.T) {
+	for _, step := range []probe.StepOver{probe.Auto, probe.SingleStep} {
+		for _, set := range []bool{false, true} {
+			r := newRig(t, sim.Config{})
+			r.poke(free, 0xf3, 0xaa, 0xc3) // rep stosb; ret
+			for _, no := range []probe.StepOver{probe.Emulate, probe.FastStep} {
+				if _, err := r.try(free, no, nil); err == nil {
+					t.Errorf("it is stepped over by %v", no)
+				}
+			}
+			id, err := r.try(free, step, func(h *probe.Hit) probe.Verdict {
+				if !set {
+					return probe.Verdict{}
+				}
+				regs := *h.Regs
+				regs.RAX++
+				return probe.Verdict{Action: probe.SetRegs, Regs: &regs}
+			})
+			r.must(err)
+			for i, n := range []uint64{5, 0, 1} {
+				r.poke(dataAt, 9, 9, 9, 9, 9, 9)
+				r.cpu(0).Set(func(regs *xenevents.Registers) { regs.RAX, regs.RCX = 3, n })
+				r.run(0, sim.Call(free, uint64(dataAt)))
+				want := bytes.Repeat([]byte{9}, 6)
+				for k := range n {
+					want[k] = map[bool]byte{false: 3, true: 4}[set]
+				}
+				if got := r.peek(dataAt, 6); !bytes.Equal(got, want) {
+					t.Errorf("%v, %d times: % x", step, n, got)
+				}
+				if s := r.status(id); s.Hits != uint64(i+1) || s.Step != probe.SingleStep {
+					t.Errorf("%v, %d times: %+v", step, n, s)
+				}
+			}
+			// Steps: 5, 1 and 1; then the way is free.
+			if s := r.stats(); s.Events["int3"] != 3 || s.Events["singlestep"] != 7 || r.cpu(0).View() == xenevents.HostView {
+				t.Errorf("%+v", s)
+			}
+		}
+	}
+}
+
+// TestTrapFlag: the guest steps itself. What is stepped has a second step behind
+// it, in the view, and what is hit in that one is answered like any other.
+func TestTrapFlag(t *testing.T) {
+	const trapFlag = 0x100
+	for _, step := range []probe.StepOver{probe.FastStep, probe.SingleStep} {
+		for _, second := range []probe.StepOver{probe.Emulate, probe.FastStep, probe.SingleStep} {
+			r := newRig(t, sim.Config{})
+			r.poke(free, 0x31, 0xc0, 0x48, 0x01, 0xf8, 0x48, 0x01, 0xf0, 0xc3) // xor eax,eax; add rax,rdi; add rax,rsi; ret
+			a, err := r.try(free, step, nil)
+			r.must(err)
+			b, err := r.try(free+2, second, nil)
+			r.must(err)
+			r.cpu(0).Set(func(regs *xenevents.Registers) { regs.RFLAGS |= trapFlag })
+			for i := range uint64(3) {
+				if got := r.call(free, 40, 2); got != 42 {
+					t.Errorf("%v, %v: %d", step, second, got)
+				}
+				if r.status(a).Hits != i+1 || r.status(b).Hits != i+1 {
+					t.Errorf("%v, %v: %d and %d hits after %d calls", step, second, r.status(a).Hits, r.status(b).Hits, i+1)
+				}
+			}
+			r.cpu(0).Set(func(regs *xenevents.Registers) { regs.RFLAGS &^= trapFlag })
+			before := r.stats().Events["singlestep"]
+			r.run(0, sim.Write(free+0x40, 1))
+			if got := r.call(sum, 1, 2); got != 3 || r.stats().Events["singlestep"] != before+1 || r.cpu(0).View() == xenevents.HostView {
+				t.Errorf("%v, %v: %d; it steps on: %+v", step, second, got, r.stats())
+			}
+		}
 	}
 }
 

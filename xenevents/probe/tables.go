@@ -13,13 +13,13 @@ func (e *Engine) tableFault(ev *xenevents.Event) error {
 	case ev.Fault&xenevents.FaultInGPT != 0:
 		return e.pageWalk(ev)
 	case ev.Access&xenevents.AccessW == 0: // it runs a page table, and may
-		return e.stepWith(ev, FastStep, nil)
+		return e.stepWith(ev, FastStep, nil, nil)
 	}
 	e.stats.TableWrites++
 	var b [shadow.MaxInsn]byte
 	n, _ := e.mem.ReadGVA(xenevents.AddressSpaceOf(&ev.Regs), b[:], xenevents.GVA(ev.Regs.RIP))
 	if e.elsewhere(ev, b[:n]) {
-		return e.stepWith(ev, FastStep, nil)
+		return e.stepWith(ev, FastStep, nil, nil)
 	}
 	e.expect(ev, b[:n])
 	return e.stepWrite(ev)
@@ -74,13 +74,11 @@ func (e *Engine) setAccessed(ev *xenevents.Event, swap xenevents.Swapper) bool {
 
 // stepWrite runs one instruction that writes in view 0, with an event at its end.
 func (e *Engine) stepWrite(ev *xenevents.Event) error {
-	s := e.stepOf(ev.VCPU)
-	*s = step{
-		active: true, refresh: true, gfn: ev.GFN, at: ev.GLA, atValid: ev.Fault&xenevents.FaultGLAValid != 0,
-		walk: ev.Fault&xenevents.FaultInGPT != 0,
-	}
 	r := e.newReply()
-	r.Switch, r.View, r.Step = true, xenevents.HostView, xenevents.StepToggle
+	e.begin(ev, r, step{
+		refresh: true, gfn: ev.GFN, at: ev.GLA, atValid: ev.Fault&xenevents.FaultGLAValid != 0,
+		walk: ev.Fault&xenevents.FaultInGPT != 0,
+	})
 	return e.reply(ev, r)
 }
 
@@ -109,8 +107,8 @@ func (e *Engine) unread(ev *xenevents.Event) bool {
 		return true
 	}
 	s := e.stepOf(ev.VCPU)
-	if s.rip != ev.Regs.RIP {
-		s.rip, s.unread = ev.Regs.RIP, 0
+	if s.unreadAt != ev.Regs.RIP {
+		s.unreadAt, s.unread = ev.Regs.RIP, 0
 	}
 	s.unread++
 	return s.unread > maxUnread

@@ -135,6 +135,20 @@ func (v *VCPU) execute(x *x86asm.Inst) error {
 		if err := v.assign(x, x.Args[0], v.address(x, mem)); err != nil {
 			return err
 		}
+	case x86asm.STOSB:
+		rep := byte(x.Prefix[0]) == 0xf3
+		if rep && r.RCX == 0 {
+			break
+		}
+		if err := v.write(xenevents.GVA(r.RDI), []byte{byte(r.RAX)}); err != nil {
+			return err
+		}
+		r.RDI++
+		if rep {
+			if r.RCX--; r.RCX != 0 {
+				next = r.RIP // one repetition at a time
+			}
+		}
 	case x86asm.MOV, x86asm.ADD, x86asm.SUB, x86asm.XOR, x86asm.AND, x86asm.OR:
 		if err := v.compute(x); err != nil {
 			return err
