@@ -61,6 +61,7 @@ func TestHosts(t *testing.T) {
 			t.Run("Conformance", func(t *testing.T) { conformance(t, cfg) })
 			t.Run("Hits", func(t *testing.T) { hits(t, cfg) })
 			t.Run("Daemon", func(t *testing.T) { daemon(t, cfg) })
+			t.Run("CopyOnWrite", func(t *testing.T) { copyOnWrite(t, cfg) })
 		})
 	}
 }
