@@ -86,14 +86,13 @@ const (
 	thpOn = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
 )
 
-// copyOnWrite: a probe on a function of a process has the calls of that process
-// alone, when a fork shares its page and when a write gives it one of its own.
+// copyOnWrite: fork, and a page that two processes share until each has its own.
 func copyOnWrite(t *testing.T, cfg lab.Config) {
 	pages(t, cfg, "cow", "", "after: state 0, armed 2 times, passed 4")
 }
 
 // TestPages: a probe on a function of a process follows the function's page,
-// whatever is done to it, and each call is a hit, once.
+// whatever is done to it, and each call is a hit, once. (TestHosts has copy-on-write.)
 func TestPages(t *testing.T) {
 	t.Run("File", func(t *testing.T) { t.Parallel(); pages(t, plain, "file", "", waits, "touched: 5 calls, 5 hits") })
 	t.Run("Fresh", func(t *testing.T) { t.Parallel(); pages(t, plain, "fresh", "", waits) })

@@ -62,6 +62,9 @@ func (o *open) oneView(d hider, k place) error {
 	if err != nil {
 		return err
 	}
+	if err := o.swaps(spare.GPA()); err != nil {
+		return err
+	}
 	gfn := k.gpa.GFN()
 	for _, a := range []xenevents.Access{xenevents.AccessX, xenevents.AccessR, xenevents.AccessRX, xenevents.AccessRW, xenevents.AccessNone, xenevents.AccessRWX} {
 		if err := d.SetAccess(v, gfn, a); err != nil {
@@ -185,4 +188,30 @@ func (o *open) copyFrame(from, to xenevents.GFN) error {
 	}
 	_, err := o.dom.WriteGPA(content, to.GPA())
 	return err
+}
+
+// swaps changes a word of a frame that nobody else knows, where the driver can do so
+// in one step.
+func (o *open) swaps(at xenevents.GPA) error {
+	s, ok := o.dom.(xenevents.Swapper)
+	if !ok {
+		return nil
+	}
+	if _, err := o.dom.WriteGPA(make([]byte, 8), at); err != nil {
+		return err
+	}
+	for _, c := range []struct {
+		old, v uint64
+		done   bool
+	}{{0, 7, true}, {0, 8, false}, {7, 1 << 63, true}} {
+		if done, err := s.CompareAndSwap64(at, c.old, c.v); done != c.done || err != nil {
+			return fmt.Errorf("swap %#x for %#x: %v, %w", c.old, c.v, done, err)
+		}
+	}
+	var b [8]byte
+	if _, err := o.dom.ReadGPA(b[:], at); err != nil || b != [8]byte{7: 0x80} {
+		return fmt.Errorf("after the swaps there is % x: %w", b, err)
+	}
+	_, err := s.CompareAndSwap64(at+4, 0, 0)
+	return mustFail(err, "swap a word that is not aligned")
 }
