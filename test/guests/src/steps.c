@@ -12,6 +12,7 @@
 #include <asm/prctl.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -156,6 +157,7 @@ static void collect(int sig, siginfo_t *info, ucontext_t *u) {
   for (int i = 0; i < 16; i++) now.regs[i] = g[order[i]];
   now.rip = g[REG_RIP] - f->at;
   now.flags = g[REG_EFL];
+  if (sig == SIGTRAP) now.flags &= ~0x10000ul; /* RF: whether an interrupt came first */
   now.signal = sig;
   now.trap = g[REG_TRAPNO];
   now.error = g[REG_ERR];
@@ -286,6 +288,10 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: steps TABLE\n");
     return 2;
   }
+  cpu_set_t one; /* cpuid tells which it is */
+  CPU_ZERO(&one);
+  CPU_SET(0, &one);
+  sched_setaffinity(0, sizeof one, &one);
   load(argv[1]);
   patterns();
   struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
