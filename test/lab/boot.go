@@ -220,7 +220,7 @@ func (m *machine) fork(serial string, payloads map[string]string) (net.Conn, err
 	}
 	conn, err := m.listen.Accept()
 	if err != nil {
-		return nil, fmt.Errorf("the copy did not come up (is a payload larger than its %d MB in dom0, %d MB in the guest?): %w", hostPayloadMB, guestPayloadMB, err)
+		return nil, fmt.Errorf("the copy did not come up: %w", err)
 	}
 	m.copies++
 	return conn, nil

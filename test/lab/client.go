@@ -141,6 +141,17 @@ func payloadImages(ctx context.Context, dir string, files []File) (map[string]st
 		if _, err := command(ctx, "", "mksquashfs", tree, image, "-noI", "-noId", "-noD", "-noF", "-noX", "-no-xattrs", "-all-root", "-quiet", "-no-progress"); err != nil {
 			return nil, err
 		}
+		room := int64(hostPayloadMB)
+		if guest {
+			room = guestPayloadMB
+		}
+		info, err := os.Stat(image)
+		if err != nil {
+			return nil, err
+		}
+		if info.Size() > room<<20 {
+			return nil, fmt.Errorf("the files for %s take %.1f MB, a copy has room for %d: %s", tag, float64(info.Size())/(1<<20), room, tree)
+		}
 		images[tag] = image
 	}
 	return images, nil

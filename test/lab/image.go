@@ -19,7 +19,7 @@ const fast = "cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_cer
 
 // The sizes of the payload images, in MiB: what a copy can be given.
 const (
-	hostPayloadMB  = 64
+	hostPayloadMB  = 80
 	guestPayloadMB = 8
 )
 
@@ -187,8 +187,8 @@ func modulesInto(root, tree string, names ...string) ([]string, error) {
 var (
 	dom0Programs  = []string{"xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0"}
 	dom0Extras    = []string{"xen-access", "xenctx"}
-	dom0MemoryMB  = 704
-	hostMemoryMB  = 1664
+	dom0MemoryMB  = 736
+	hostMemoryMB  = 1696
 	xenCommonLine = "console=com1 com1=115200,8n1 loglvl=warning guest_loglvl=all noreboot altp2m=1 apicv=0 cpuidle=0 clocksource=pit " +
 		"no-real-mode bootscrub=0 spec-ctrl=no pv-l1tf=off"
 )
