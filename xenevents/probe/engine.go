@@ -307,8 +307,8 @@ func (e *Engine) next(ctx context.Context, batch []xenevents.Event) (int, error)
 		e.alarmIn = wait
 	}
 	n, err := e.events.Next(e.alarm, batch)
-	if err != nil && ctx.Err() == nil && errors.Is(err, e.alarm.Err()) {
-		return 0, nil
+	if err != nil && errors.Is(err, e.alarm.Err()) {
+		return 0, ctx.Err() // which may have ended since, in another way
 	}
 	return n, err
 }

@@ -137,3 +137,29 @@ func TestNeighboursKeepTheirProbes(t *testing.T) {
 		t.Errorf("%d hits", hits)
 	}
 }
+
+// TestEndsWhileItWaits: the engine is told to end just after the time was over in
+// which it waits to reclaim.
+func TestEndsWhileItWaits(t *testing.T) {
+	r := newRig(t, sim.Config{})
+	id := r.add(sum, nil)
+	replied := make(chan struct{})
+	r.between(func() {
+		r.dom.flushed = func() {
+			r.dom.flushed = nil
+			close(replied)
+		}
+		r.cpu(0).Run(sim.Call(sum, 1, 2))
+		r.cpu(0).Hold() // the reply is not carried out
+	})
+	r.wait(replied)
+	r.must(r.queued(func() {
+		r.dom.late = func() {
+			r.cancel()
+			r.cpu(0).Release()
+		}
+	}, id))
+	r.wait(r.ended)
+	r.must(r.err)
+	r.done(0)
+}

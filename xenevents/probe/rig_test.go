@@ -3,6 +3,7 @@ package probe_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"encoding/binary"
 	"log/slog"
 	"sync"
@@ -71,6 +72,7 @@ type spy struct {
 	freed       chan struct{}     // one for each FreeGFN
 	change      func(*xenevents.Event)
 	answered    func() // after each Reply, before the guest sees it
+	late        func() // after each Next that ended with its time
 	steps       int    // single-step events
 
 	leaving bool
@@ -112,6 +114,9 @@ func (e *spyEvents) Next(ctx context.Context, batch []xenevents.Event) (int, err
 		return 0, err
 	}
 	n, err := e.Events.Next(ctx, batch)
+	if errors.Is(err, context.DeadlineExceeded) && e.dom.late != nil {
+		e.dom.late()
+	}
 	for i := range n {
 		if batch[i].Kind == xenevents.KindSingleStep {
 			e.dom.steps++
