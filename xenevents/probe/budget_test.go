@@ -277,21 +277,45 @@ func TestWithdrawFails(t *testing.T) {
 	}
 }
 
+// pair makes the two roots that a process has with KPTI.
+func (r *rig) pair() (kernel, user *sim.Space) {
+	r.t.Helper()
+	last := r.guest.NewSpace()
+	for range 8 {
+		next := r.guest.NewSpace()
+		if next.CR3() == last.CR3()^xenevents.PageSize {
+			if next.CR3() < last.CR3() {
+				return next, last
+			}
+			return last, next
+		}
+		last = next
+	}
+	r.t.Fatal("no two roots are neighbours")
+	return nil, nil
+}
+
 // TestOtherSpaces: processes that share a frame. Hits of others are counted and
-// passed, at an entry and at a return.
+// passed, at an entry and at a return; both roots of a process are its own.
 func TestOtherSpaces(t *testing.T) {
 	const user xenevents.GVA = 0x40_0000
 	r := newCalls(t, sim.Config{VCPUs: 3})
 	frame := r.guest.Frame()
-	spaces := []*sim.Space{r.space, r.guest.NewSpace(), r.guest.NewSpace()}
-	for i, s := range spaces {
+	lower, upper := r.pair()
+	other := r.guest.NewSpace()
+	for _, s := range []*sim.Space{lower, other} {
 		s.Map(user, frame)
 		s.Page(user + 16*xenevents.PageSize)
-		r.cpu(i).Set(func(regs *xenevents.Registers) { regs.CR3, regs.RSP = s.CR3(), uint64(user+17*xenevents.PageSize)-64 })
 	}
-	r.poke(user, slices.Concat(code[sum], make([]byte, 32-len(code[sum])), rel(0xe8, 32, 0), []byte{0x90, 0xc3})...)
+	r.guest.Poke(xenevents.GPA(upper.CR3()), r.guest.Peek(xenevents.GPA(lower.CR3()), xenevents.PageSize/2))
+	const top = uint64(user+17*xenevents.PageSize) - 64
+	for i, s := range []*sim.Space{lower, upper, other} {
+		r.cpu(i).Set(func(regs *xenevents.Registers) { regs.CR3, regs.RSP = s.CR3(), top })
+	}
+	r.cpu(1).Set(func(regs *xenevents.Registers) { regs.RSP = top - 256 }) // another thread
+	r.guest.Poke(frame.GPA(), slices.Concat(code[sum], make([]byte, 32-len(code[sum])), rel(0xe8, 32, 0), []byte{0x90, 0xc3}))
 	var n notes
-	id := r.request(probe.Request{Name: "u", At: user, Space: spaces[0].AddressSpace(), Twin: spaces[1].AddressSpace(), Return: true, Decide: n.decide("u")})
+	id := r.request(probe.Request{Name: "u", At: user, Space: lower.AddressSpace(), Return: true, Decide: n.decide("u")})
 	r.between(func() {
 		for i := range 3 {
 			r.cpu(i).Run(sim.Repeat(2, sim.Call(user+32, uint64(i), 10))...)
@@ -315,11 +339,12 @@ func TestOtherSpaces(t *testing.T) {
 	}
 	// One address on a stack of each process: they are not mixed up.
 	n.all = nil
-	r.run(0, sim.Exec(user+32), sim.Exec(user))
-	r.run(1, sim.Exec(user+32), sim.Exec(user))
-	r.run(2, sim.Call(user+32, 2, 10))
-	for i := range 2 {
+	r.request(probe.Request{Name: "v", At: user, Space: other.AddressSpace(), Return: true, Decide: n.decide("v")})
+	for _, i := range []int{0, 2} {
+		r.run(i, sim.Exec(user+32), sim.Exec(user))
+	}
+	for _, i := range []int{0, 2} {
 		r.run(i, sim.Exec(user+4), sim.Exec(user+5), sim.Exec(user+8), sim.Exec(user+12), sim.Exec(user+13), sim.Exec(user+37))
 	}
-	n.are(t, "u#5 u#6 u#5=10 u#6=11")
+	n.are(t, "u#5 v#1 u#5=10 v#1=12")
 }

@@ -39,7 +39,8 @@ func (e *Engine) add(r Request) (ID, error) {
 		return 0, fmt.Errorf("probe %q: %w", r.Name, err)
 	}
 	e.lastID++
-	user := &probe{Request: r, id: e.lastID, patch: p, budget: r.Budget.or(e.each)}
+	user := e.newProbe(r)
+	user.id, user.patch = e.lastID, p
 	p.users = append(p.users, user)
 	if err := e.fit(p); err != nil {
 		p.users = p.users[:len(p.users)-1]
@@ -47,6 +48,10 @@ func (e *Engine) add(r Request) (ID, error) {
 	}
 	e.probes[user.id] = user
 	return user.id, nil
+}
+
+func (e *Engine) newProbe(r Request) *probe {
+	return &probe{Request: r, spaces: e.spacesOf(&r), budget: r.Budget.or(e.each)}
 }
 
 // fit has the int3 of a patch in place where somebody needs it, and takes the

@@ -106,6 +106,7 @@ type patch struct {
 type probe struct {
 	Request
 	id            ID
+	spaces        spaces
 	patch         *patch
 	hits, changed uint64
 	passed        uint64

@@ -14,11 +14,10 @@ import (
 
 // followed is what a probe has more that goes where its page goes.
 type followed struct {
-	watch        *pagewatch.Watch
-	user, kernel xenevents.AddressSpace // the two roots, with KPTI
-	moves        uint64
-	ended        bool
-	why          error // it is not armed
+	watch *pagewatch.Watch
+	moves uint64
+	ended bool
+	why   error // it is not armed
 	// code is the instruction that was run as the probe's: from then on no other
 	// one is taken for it.
 	code    [shadow.MaxInsn]byte
@@ -49,13 +48,11 @@ func (e *Engine) addFollowed(r Request) (ID, error) {
 	if r.Return {
 		return 0, errors.New("a probe that follows its page can't see returns: the pages that calls return to would have to be followed, too")
 	}
-	f := &followed{user: r.Space}
-	if r.At>>63 == 0 {
-		f.user, f.kernel = pagewatch.Roots(e.dom, r.Space)
-	}
-	u := &probe{Request: r, follow: f, budget: r.Budget.or(e.each)}
+	f := &followed{}
+	u := e.newProbe(r)
+	u.follow = f
 	var err error
-	if f.watch, err = e.pages.Add(f.user, r.At, u); err != nil {
+	if f.watch, err = e.pages.Add(u.spaces.user, r.At, u); err != nil {
 		return 0, err
 	}
 	if _, err := f.watch.Where(); err == nil {
@@ -117,10 +114,11 @@ func (e *Engine) fitAll(u *probe) (err error) {
 	return err
 }
 
-// takes says whether a hit is the probe's.
+// takes says whether a hit in the probe's process is at its address: the frame may
+// be elsewhere there as well.
 func (u *probe) takes(h *Hit) bool {
 	f := u.follow
-	if xenevents.GVA(h.Regs.RIP) != u.At || h.Space != f.user && h.Space != f.kernel {
+	if xenevents.GVA(h.Regs.RIP) != u.At {
 		return false
 	}
 	if f.codeLen == 0 {

@@ -124,13 +124,9 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	return either(err, e.charge(p, site))
 }
 
-// sees says whether a hit at its address is one of the probe's. The kernel's half
-// is in all address spaces.
+// sees says whether a hit at its address is one of the probe's.
 func (u *probe) sees(h *Hit) bool {
-	if u.follow != nil {
-		return !u.suspended && u.takes(h)
-	}
-	return !u.suspended && (kernelHalf(u.At) || h.Space == u.Space || h.Space == u.Twin && u.Twin.Root != 0)
+	return !u.suspended && u.spaces.hold(h.Space) && (u.follow == nil || u.takes(h))
 }
 
 // heed takes a verdict into account.

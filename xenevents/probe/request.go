@@ -54,19 +54,16 @@ type Request struct {
 	Name string
 	// At is the address of an instruction in Space: one of its first byte, or
 	// the guest's program is changed into another. In the kernel's half (the
-	// upper one) each address space's hits count. In the lower one only Space's
-	// and Twin's do: those of others, where they share the frame, are passed.
+	// upper one) each address space's hits count. In the lower one only those of
+	// Space's process do (with KPTI it has two roots, either of which Space may
+	// be). What else runs the same frame is counted (Status.Passed) and goes on
+	// at once.
 	At    xenevents.GVA
 	Space xenevents.AddressSpace
-	// Twin is the other address space of the same process, where the guest has
-	// KPTI: zero if there is none.
-	Twin xenevents.AddressSpace
-	Step StepOver
+	Step  StepOver
 	// Follow is for an address of a process, whose pages come, go and move: the
-	// probe is accepted while there is none (see Waiting), goes where the page
-	// goes, and takes the hits of Space alone (with KPTI, of both roots of the
-	// process, either of which Space may be). What else runs the same frame is
-	// counted (Status.Passed) and goes on at once.
+	// probe is accepted while there is none (see Waiting), and goes where the page
+	// goes.
 	Follow bool
 	// Return asks for the end of each call as well: Decide is called once more,
 	// with Hit.Return, when the function has returned to its caller. Only for

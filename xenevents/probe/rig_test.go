@@ -3,8 +3,8 @@ package probe_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"sync"
 	"testing"

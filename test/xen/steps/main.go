@@ -184,7 +184,7 @@ func add(ctx context.Context, engine *probe.Engine, space xenevents.AddressSpace
 	}
 	ids := make([]probe.ID, len(cases))
 	for i, c := range cases {
-		id, err := engine.Add(ctx, probe.Request{Name: fmt.Sprint(i), At: xenevents.GVA(c.At), Space: space, Twin: twin(space), Step: how})
+		id, err := engine.Add(ctx, probe.Request{Name: fmt.Sprint(i), At: xenevents.GVA(c.At), Space: space, Step: how})
 		if err != nil {
 			r.Refused[i] = err.Error()
 			continue
@@ -221,11 +221,4 @@ func take(ctx context.Context, engine *probe.Engine, ids []probe.ID, r *Report) 
 		}
 	}
 	return nil
-}
-
-// twin is the root that a process has beside the one that its system calls show,
-// under KPTI; without that it is of nobody who runs these forms.
-func twin(space xenevents.AddressSpace) xenevents.AddressSpace {
-	space.Root ^= xenevents.PageSize
-	return space
 }
