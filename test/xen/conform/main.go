@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents/drivertest"
 	"github.com/hprobe/hprobe/xenevents/native"
 )
@@ -26,56 +27,41 @@ type Result struct {
 
 func main() {
 	only := flag.String("run", "", "only the checks whose name this regular expression matches")
-	list := flag.Bool("list", false, "print the checks' names, and run none")
 	flag.Parse()
-	if err := run(*only, *list); err != nil {
-		fmt.Fprintln(os.Stderr, "conform:", err)
-		os.Exit(1)
-	}
+	monitor.Main("conform", func(ctx context.Context) error { return run(ctx, *only) })
 }
 
 // checkLimit bounds a check: one that hangs must not hide what the others say.
 const checkLimit = 3 * time.Minute
 
-func run(only string, list bool) (err error) {
+func run(ctx context.Context, only string) (err error) {
 	pattern, err := regexp.Compile(only)
 	if err != nil {
 		return err
 	}
-	var env drivertest.Env
-	if !list {
-		host, err := native.Open(context.Background(), native.Options{})
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, host.Close()) }()
-		domains, err := host.Domains(context.Background())
-		if err != nil || len(domains) != 1 {
-			return fmt.Errorf("%d domains: %w", len(domains), err)
-		}
-		env = drivertest.Env{Host: host, Domain: domains[0].ID}
-		if env.Touch, err = touch(&env); err != nil {
-			return err
-		}
+	host, err := monitor.Open(ctx, "", native.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	env := drivertest.Env{Host: host, Domain: host.Guest.ID}
+	if env.Touch, err = touch(ctx, &env); err != nil {
+		return err
 	}
 	out := json.NewEncoder(os.Stdout)
 	for _, c := range drivertest.Checks() {
 		if !pattern.MatchString(c.Name) {
 			continue
 		}
-		r := Result{Name: c.Name}
-		if !list {
-			r = check(&env, c)
-		}
-		if err := out.Encode(r); err != nil {
+		if err := out.Encode(check(ctx, &env, c)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func check(env *drivertest.Env, c drivertest.Check) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), checkLimit)
+func check(ctx context.Context, env *drivertest.Env, c drivertest.Check) Result {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
 	r := Result{Name: c.Name}
 	var skip *drivertest.Skip
@@ -90,8 +76,8 @@ func check(env *drivertest.Env, c drivertest.Check) Result {
 
 // touch has the guest read the page that system calls enter, run it, and switch
 // address spaces, as each new process does several times.
-func touch(env *drivertest.Env) (_ func(context.Context) error, err error) {
-	dom, err := env.Host.Open(context.Background(), env.Domain)
+func touch(ctx context.Context, env *drivertest.Env) (_ func(context.Context) error, err error) {
+	dom, err := env.Host.Open(ctx, env.Domain)
 	if err != nil {
 		return nil, err
 	}

@@ -12,14 +12,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
-	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/hprobe/hprobe/profiles/guestos"
-	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/native"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -58,81 +55,46 @@ func main() {
 	var o options
 	var step string
 	flag.StringVar(&o.symbol, "symbol", "__x64_sys_getpriority", "kernel function, or function+0x4, to probe")
-	flag.StringVar(&o.profile, "profile", "/payload/profiles/guest.hprofile", "profile of the guest's kernel")
+	flag.StringVar(&o.profile, "profile", monitor.Profile, "profile of the guest's kernel")
 	flag.StringVar(&step, "step", "auto", "how to step over")
 	flag.Int64Var(&o.poll, "poll", 0, "for how many cycles to poll before sleeping (see native.Options)")
 	flag.Uint64Var(&o.hits, "hits", 0, "end after so many hits")
-	flag.Uint64Var(&o.argOffset, "arg", 0x70, "offset in struct pt_regs, to which RDI points, of the argument to add up")
+	flag.Uint64Var(&o.argOffset, "arg", monitor.ArgDI, "offset in struct pt_regs, to which RDI points, of the argument to add up")
 	flag.Uint64Var(&o.match, "match", ^uint64(0), "count the hits with this argument")
 	flag.IntVar(&o.rounds, "rounds", 1, "attach, arm, remove and detach so often; the profile is read once")
 	flag.BoolVar(&o.returns, "return", false, "probe the returns of the function as well")
 	flag.Uint64Var(&o.budget, "budget", probe.Unlimited, "suspend the probe after so many hits in a window")
 	flag.Uint64Var(&o.window, "window", 0, "the window of the budget, in ticks")
 	flag.Parse()
-	var err error
-	if o.step, err = probe.ParseStepOver(step); err == nil {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-		defer stop()
-		runtime.GOMAXPROCS(max(2, runtime.NumCPU()))
-		err = run(ctx, o)
-	}
-	if err != nil {
-		fmt.Println("hits:", err)
-		os.Exit(1)
-	}
+	monitor.Main("hits", func(ctx context.Context) (err error) {
+		if o.step, err = probe.ParseStepOver(step); err != nil {
+			return err
+		}
+		return run(ctx, o)
+	})
 }
 
 func run(ctx context.Context, o options) (err error) {
-	host, err := native.Open(ctx, native.Options{Poll: o.poll})
+	host, err := monitor.Open(ctx, o.profile, native.Options{Poll: o.poll})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	domains, err := host.Domains(ctx)
-	if err != nil || len(domains) != 1 {
-		return fmt.Errorf("%d domains: %w", len(domains), err)
-	}
-	profile, err := isf.ReadFile(o.profile)
-	if err != nil {
-		return err
-	}
+	engine := probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Window: o.window, Domain: unlimited}
 	for range o.rounds {
-		if err := once(ctx, host, domains[0], profile, o); err != nil {
+		var report Report
+		err := host.Watch(ctx, engine, nil, func(s *monitor.Session) (err error) {
+			report, err = watch(ctx, s.Engine, s.Kernel, o)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(report); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func once(ctx context.Context, host *native.Host, info xenevents.DomainInfo, profile *isf.Profile, o options) (err error) {
-	dom, err := host.Open(ctx, info.ID)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dom.Close()) }()
-	kernel, err := guestos.FindKernel(dom, int(info.MaxVCPU)+1, profile)
-	if err != nil {
-		return err
-	}
-	engine, err := probe.New(dom, probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Window: o.window, Domain: unlimited})
-	if err != nil {
-		return err
-	}
-	runCtx, stop := context.WithCancel(context.Background())
-	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- engine.Run(runCtx) }()
-	select {
-	case <-engine.Ready():
-	case err := <-ended:
-		return err
-	}
-	report, probeErr := watch(ctx, engine, kernel, o)
-	stop()
-	if err := errors.Join(probeErr, <-ended); err != nil {
-		return err
-	}
-	return json.NewEncoder(os.Stdout).Encode(report)
 }
 
 var unlimited = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}

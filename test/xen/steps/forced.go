@@ -26,10 +26,7 @@ func newForced(d *native.Domain, cases []*forms.Case) *forced {
 }
 
 // start begins a pass, on the engine's goroutine.
-func (f *forced) start(on bool) error {
-	f.on, f.seen = on, map[uint64]int{}
-	return nil
-}
+func (f *forced) start(on bool) { f.on, f.seen = on, map[uint64]int{} }
 
 func (f *forced) Attach(ctx context.Context) (xenevents.Events, error) {
 	events, err := f.Domain.Attach(ctx)

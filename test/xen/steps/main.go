@@ -11,15 +11,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
-	"runtime"
 	"strings"
 	"sync/atomic"
-	"syscall"
 
-	"github.com/hprobe/hprobe/profiles/guestos"
-	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/test/xen/forms"
+	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/native"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -38,16 +34,10 @@ type Report struct {
 const force = "force-emulate"
 
 func main() {
-	profile := flag.String("profile", "/payload/profiles/guest.hprofile", "profile of the guest's kernel")
+	profile := flag.String("profile", monitor.Profile, "profile of the guest's kernel")
 	ways := flag.String("ways", "auto", "ways to step over, with commas; "+force+" is one, too")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	runtime.GOMAXPROCS(max(2, runtime.NumCPU()))
-	if err := run(ctx, *profile, strings.Split(*ways, ",")); err != nil {
-		fmt.Println("steps:", err)
-		os.Exit(1)
-	}
+	monitor.Main("steps", func(ctx context.Context) error { return run(ctx, *profile, strings.Split(*ways, ",")) })
 }
 
 func run(ctx context.Context, profile string, ways []string) (err error) {
@@ -55,45 +45,18 @@ func run(ctx context.Context, profile string, ways []string) (err error) {
 	if err != nil {
 		return err
 	}
-	host, err := native.Open(ctx, native.Options{})
+	host, err := monitor.Open(ctx, profile, native.Options{})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	domains, err := host.Domains(ctx)
-	if err != nil || len(domains) != 1 {
-		return fmt.Errorf("%d domains: %w", len(domains), err)
+	var dom *forced
+	wrap := func(d *native.Domain) xenevents.Domain {
+		dom = newForced(d, cases)
+		return dom
 	}
-	opened, err := host.Open(ctx, domains[0].ID)
-	if err != nil {
-		return err
-	}
-	dom := newForced(opened.(*native.Domain), cases)
-	defer func() { err = errors.Join(err, dom.Close()) }()
-	p, err := isf.ReadFile(profile)
-	if err != nil {
-		return err
-	}
-	kernel, err := guestos.FindKernel(dom, int(domains[0].MaxVCPU)+1, p)
-	if err != nil {
-		return err
-	}
-	engine, err := probe.New(dom, probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
-	if err != nil {
-		return err
-	}
-	runCtx, stop := context.WithCancel(context.Background())
-	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- engine.Run(runCtx) }()
-	select {
-	case <-engine.Ready():
-	case err := <-ended:
-		return err
-	}
-	err = serve(ctx, engine, kernel, dom, cases, ways)
-	stop()
-	return errors.Join(err, <-ended)
+	o := probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	return host.Watch(ctx, o, wrap, func(s *monitor.Session) error { return serve(ctx, s, dom, cases, ways) })
 }
 
 // meeting is where the guest's program and the monitor meet: a system call that
@@ -108,13 +71,11 @@ type meeting struct {
 const (
 	which  = 0x57e9
 	eAgain = 11
-	offRDI = 0x70 // in struct pt_regs
-	offRSI = 0x68
 )
 
 func (m *meeting) decide(h *probe.Hit) probe.Verdict {
-	w, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + offRDI))
-	pass, err2 := h.ReadUint64(xenevents.GVA(h.Regs.RDI + offRSI))
+	w, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + monitor.ArgDI))
+	pass, err2 := h.ReadUint64(xenevents.GVA(h.Regs.RDI + monitor.ArgSI))
 	switch {
 	case err != nil, err2 != nil, w != which:
 		return probe.Verdict{}
@@ -130,13 +91,14 @@ func (m *meeting) decide(h *probe.Hit) probe.Verdict {
 	return probe.Verdict{Action: probe.Deny, Return: ^uint64(eAgain - 1)}
 }
 
-func serve(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, dom *forced, cases []*forms.Case, ways []string) error {
-	at, err := kernel.Address("__x64_sys_getpriority")
+func serve(ctx context.Context, s *monitor.Session, dom *forced, cases []*forms.Case, ways []string) error {
+	engine := s.Engine
+	at, err := s.Kernel.Address("__x64_sys_getpriority")
 	if err != nil {
 		return err
 	}
 	m := &meeting{asked: make(chan xenevents.AddressSpace)}
-	if _, err := engine.Add(ctx, probe.Request{Name: "meeting", At: at, Space: kernel.Space, Decide: m.decide}); err != nil {
+	if _, err := engine.Add(ctx, probe.Request{Name: "meeting", At: at, Space: s.Kernel.Space, Decide: m.decide}); err != nil {
 		return err
 	}
 	fmt.Println("armed")
@@ -155,7 +117,11 @@ func serve(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, do
 		if ids, err = add(ctx, engine, space, cases, &r); err != nil {
 			return err
 		}
-		if err = engine.Do(ctx, func(xenevents.Domain) error { return dom.start(r.Way == force) }); err != nil {
+		err = engine.Do(ctx, func(xenevents.Domain) error {
+			dom.start(r.Way == force)
+			return nil
+		})
+		if err != nil {
 			return err
 		}
 		m.ready.Store(uint64(i + 1))

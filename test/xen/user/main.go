@@ -13,13 +13,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
-	"runtime"
 	"sync"
-	"syscall"
 
 	"github.com/hprobe/hprobe/profiles/guestos"
-	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/native"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -42,12 +39,6 @@ const (
 	invalid = -22 // EINVAL
 )
 
-// Offsets in struct pt_regs, to which RDI points, of the first two arguments.
-const (
-	argDI = 0x70
-	argSI = 0x68
-)
-
 // question is one that takes the engine's goroutine: it is answered when it is
 // asked again.
 type question struct {
@@ -66,9 +57,9 @@ type watched struct {
 	hits uint64
 }
 
-// monitor answers the guest's program. Decide runs on the engine's goroutine, the
+// watcher answers the guest's program. Decide runs on the engine's goroutine, the
 // rest on main's.
-type monitor struct {
+type watcher struct {
 	ctx       context.Context
 	engine    *probe.Engine
 	step      probe.StepOver
@@ -80,68 +71,36 @@ type monitor struct {
 }
 
 func main() {
-	profile := flag.String("profile", "/payload/profiles/guest.hprofile", "profile of the guest's kernel")
+	profile := flag.String("profile", monitor.Profile, "profile of the guest's kernel")
 	step := flag.String("step", "auto", "how to step over")
 	flag.Parse()
-	how, err := probe.ParseStepOver(*step)
-	if err == nil {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-		defer stop()
-		runtime.GOMAXPROCS(max(2, runtime.NumCPU()))
-		err = run(ctx, *profile, how)
-	}
-	if err != nil {
-		fmt.Println("user:", err)
-		os.Exit(1)
-	}
+	monitor.Main("user", func(ctx context.Context) error { return run(ctx, *profile, *step) })
 }
 
-func run(ctx context.Context, profilePath string, step probe.StepOver) (err error) {
-	host, err := native.Open(ctx, native.Options{})
+func run(ctx context.Context, profile, step string) (err error) {
+	how, err := probe.ParseStepOver(step)
+	if err != nil {
+		return err
+	}
+	host, err := monitor.Open(ctx, profile, native.Options{})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	domains, err := host.Domains(ctx)
-	if err != nil || len(domains) != 1 {
-		return fmt.Errorf("%d domains: %w", len(domains), err)
-	}
-	profile, err := isf.ReadFile(profilePath)
+	var report Report
+	o := probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	err = host.Watch(ctx, o, nil, func(s *monitor.Session) (err error) {
+		m := &watcher{ctx: ctx, engine: s.Engine, step: how, questions: make(chan question, 64), answers: map[question]*int64{}, watched: map[place]*watched{}}
+		report, err = m.serve(s.Kernel)
+		return err
+	})
 	if err != nil {
-		return err
-	}
-	dom, err := host.Open(ctx, domains[0].ID)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dom.Close()) }()
-	kernel, err := guestos.FindKernel(dom, int(domains[0].MaxVCPU)+1, profile)
-	if err != nil {
-		return err
-	}
-	engine, err := probe.New(dom, probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
-	if err != nil {
-		return err
-	}
-	runCtx, stop := context.WithCancel(context.Background())
-	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- engine.Run(runCtx) }()
-	select {
-	case <-engine.Ready():
-	case err := <-ended:
-		return err
-	}
-	m := &monitor{ctx: ctx, engine: engine, step: step, questions: make(chan question, 64), answers: map[question]*int64{}, watched: map[place]*watched{}}
-	report, watchErr := m.serve(kernel)
-	stop()
-	if err := errors.Join(watchErr, <-ended); err != nil {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(report)
 }
 
-func (m *monitor) serve(kernel *guestos.Kernel) (r Report, err error) {
+func (m *watcher) serve(kernel *guestos.Kernel) (r Report, err error) {
 	at, err := kernel.Address("__x64_sys_getpriority")
 	if err != nil {
 		return r, err
@@ -170,19 +129,19 @@ func (m *monitor) serve(kernel *guestos.Kernel) (r Report, err error) {
 }
 
 // asked is one system call of the guest's program.
-func (m *monitor) asked(h *probe.Hit) probe.Verdict {
-	what, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + argDI))
+func (m *watcher) asked(h *probe.Hit) probe.Verdict {
+	what, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + monitor.ArgDI))
 	if err != nil || what < askWatch || what > askState {
 		return probe.Verdict{}
 	}
-	at, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + argSI))
+	at, err := h.ReadUint64(xenevents.GVA(h.Regs.RDI + monitor.ArgSI))
 	if err != nil {
 		return probe.Verdict{}
 	}
 	return probe.Verdict{Action: probe.Deny, Return: uint64(m.told(question{what, h.Space, xenevents.GVA(at)}))}
 }
 
-func (m *monitor) told(q question) int64 {
+func (m *watcher) told(q question) int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if q.what == askHits {
@@ -207,7 +166,7 @@ func (m *monitor) told(q question) int64 {
 }
 
 // answer finds the answer to a question that takes the engine.
-func (m *monitor) answer(q question) {
+func (m *watcher) answer(q question) {
 	answer := int64(invalid)
 	switch q.what {
 	case askWatch:
