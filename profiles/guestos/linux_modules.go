@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 )
 
@@ -48,7 +47,7 @@ func (k *Kernel) ModuleSymbol(module, symbol string) (xenevents.GVA, error) {
 			return xenevents.GVA(value), nil
 		}
 	}
-	return 0, fmt.Errorf("module %s has no symbol %q: %w", module, symbol, isf.ErrNotFound)
+	return 0, &absentError{fmt.Sprintf("module %s has no symbol %q", module, symbol)}
 }
 
 // module walks the kernel's list of modules and returns the address of one's
@@ -72,7 +71,7 @@ func (k *Kernel) module(name string) (uint64, error) {
 			return 0, fmt.Errorf("the guest's list of modules: %w", err)
 		}
 		if at == uint64(head) {
-			return 0, fmt.Errorf("no module %q is loaded in the guest: %w", name, isf.ErrNotFound)
+			return 0, &absentError{fmt.Sprintf("no module %q is loaded in the guest", name)}
 		}
 		mod := at - list.Offset
 		got, err := k.text(mod+nameAt.Offset, 64)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 )
 
@@ -38,7 +37,7 @@ func (k *Kernel) Process(pid uint32) (found Process, err error) {
 	case errors.Is(err, errEnough):
 		return found, nil
 	case err == nil:
-		err = fmt.Errorf("no process %d runs in the guest: %w", pid, isf.ErrNotFound)
+		err = &absentError{fmt.Sprintf("no process %d runs in the guest", pid)}
 	}
 	return Process{}, err
 }

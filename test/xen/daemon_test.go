@@ -137,3 +137,22 @@ until hprobe status | grep -q 'attached to no guest' || [ $n -gt 100 ]; do n=$((
 	says(t, h, 3, "hprobe probe add --domain guest --at do_exit", "no guest runs")
 	says(t, h, 0, stopDaemon+"cat /tmp/hprobed.log", "the domain ended")
 }
+
+// TestRebooted: the guest reboots while it is probed. hprobed says so, has nothing
+// of it any more, and takes probes in the guest that came up.
+func TestRebooted(t *testing.T) {
+	t.Parallel()
+	h := daemonHost(t, plain, "calls")
+	says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority", "p1: armed in guest")
+	call(t, h, 10, 1)
+	says(t, h, 0, "xl reboot guest; n=0; until xl list guest | grep -q '^guest  *2 ' || [ $n -gt 600 ]; do n=$((n+1)); sleep 0.1; done; hprobe domain ls", "2   guest")
+	says(t, h, 1, "hprobe probe rm p1", `"guest" has ended or restarted, and probe p1 went with it`)
+	says(t, h, 3, "hprobe probe rm p1", "there is no probe")
+	says(t, h, 0, "hprobe status", "attached to no guest")
+	// Its kernel is elsewhere now, and at first it has none.
+	says(t, h, 0, "n=0; until hprobe probe add --domain guest --at __x64_sys_getpriority 2> /dev/null || [ $n -gt 600 ]; do n=$((n+1)); sleep 0.2; done", "armed in guest")
+	out := says(t, h, 0, "xl list; "+stopDaemon+"cat /tmp/hprobed.log", "the domain ended", "id=2", "detached")
+	if strings.Contains(out, "level=ERROR") {
+		t.Error(out)
+	}
+}

@@ -92,15 +92,21 @@ func (o *open) oneView(d hider, k place) error {
 	})
 }
 
-func viewsAbsent(_ context.Context, o *open) error {
+// newView turns views on, and makes one.
+func (o *open) newView() (xenevents.Views, xenevents.View, error) {
 	d, err := role[xenevents.Views](o)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	if err := unsupported(d.EnableViews()); err != nil {
-		return err
+		return nil, 0, err
 	}
 	v, err := d.CreateView()
+	return d, v, err
+}
+
+func viewsAbsent(_ context.Context, o *open) error {
+	d, v, err := o.newView()
 	if err != nil {
 		return err
 	}
@@ -115,14 +121,7 @@ func viewsAbsent(_ context.Context, o *open) error {
 }
 
 func viewsBusy(_ context.Context, o *open) error {
-	d, err := role[xenevents.Views](o)
-	if err != nil {
-		return err
-	}
-	if err := unsupported(d.EnableViews()); err != nil {
-		return err
-	}
-	v, err := d.CreateView()
+	d, v, err := o.newView()
 	if err != nil {
 		return err
 	}

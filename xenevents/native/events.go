@@ -287,11 +287,7 @@ func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error)
 	if ctx != e.ctx {
 		e.hook(ctx)
 	}
-	send := e.Flush
-	if e.bell != nil {
-		send = e.offer
-	}
-	if err := send(); err != nil {
+	if err := e.send(); err != nil {
 		return 0, err
 	}
 	for {
@@ -341,6 +337,14 @@ func (e *Events) pollRing() bool {
 	}
 }
 
+// send sends the replies, before Next waits.
+func (e *Events) send() error {
+	if e.bell != nil {
+		return e.offer()
+	}
+	return e.Flush()
+}
+
 // offers is how often the guest is offered the CPU that it shares with us. Twice
 // in vain, and there is time to sleep.
 const offers = 2
@@ -352,12 +356,9 @@ func (e *Events) offer() error {
 		if e.ring.waiting() != 0 || e.interrupted.Load() || e.ctx.Err() != nil {
 			break
 		}
-		ring := e.bell.Yield
-		if e.ring.unsent {
-			ring = e.bell.RingAndYield
-		}
+		unsent := e.ring.unsent
 		e.ring.unsent = false
-		if err := ring(); err != nil {
+		if err := e.bell.Yield(unsent); err != nil {
 			return err
 		}
 	}

@@ -148,7 +148,7 @@ func (s *server) remove(ctx context.Context, id, letter, what string, look func(
 				continue
 			}
 			if session.ended() {
-				return rpcError(errors.Join(xenevents.ErrDomainGone, s.d.end(session)))
+				return rpcError(errors.Join(fmt.Errorf("%q has ended or restarted, and %s %s went with it: %w", session.info.Name, what, id, xenevents.ErrDomainGone), s.d.end(session)))
 			}
 			err := look(session, b)
 			err = errors.Join(err, session.binder.Unbind(ctx, b.Binding))

@@ -51,7 +51,7 @@ console are always text.`,
 	return c
 }
 
-// flags adds the flags that say which host.
+// flags adds the flags that say which host, to a command that has its Args.
 func flags(c *cobra.Command) *lab.Config {
 	var cfg lab.Config
 	f := c.Flags()
@@ -63,6 +63,13 @@ func flags(c *cobra.Command) *lab.Config {
 	f.BoolVar(&cfg.Direct, "direct", false, "boot the guest's kernel directly: quicker, but without KASLR")
 	f.BoolVar(&cfg.KPTI, "kpti", false, "boot the guest with page-table isolation")
 	f.BoolVar(&cfg.Pinned, "pinned", false, "dom0 on the first processor, the guest on the others (2 or more)")
+	check := c.Args
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if err := cfg.Validate(); err != nil {
+			return err
+		}
+		return check(cmd, args)
+	}
 	return &cfg
 }
 

@@ -2,7 +2,6 @@ package sys
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -56,27 +55,21 @@ func (p *Privcmd) NewDoorbell(port uint32) (*Doorbell, error) {
 	return &Doorbell{fd: p.fd, page: page, call: [6]uint64{hypercallMulticall, addr}}, nil
 }
 
-// RingAndYield tells the other end that there is something to read, and has Xen
-// run who else wants this CPU; it returns when it is this vCPU's turn again. It
-// does not tell Go's scheduler: see Evtchn.Wait.
-func (d *Doorbell) RingAndYield() error {
-	if err := d.run(0, 2); err != nil {
-		return err
+// Yield has Xen run who else wants this CPU, and returns when it is this vCPU's
+// turn again; with ring it first tells the other end that there is something to
+// read. It does not tell Go's scheduler: see Evtchn.Wait.
+func (d *Doorbell) Yield(ring bool) error {
+	first, n := uint64(1), uint64(1)
+	if ring {
+		first, n = 0, 2
 	}
-	if rc := int64(binary.LittleEndian.Uint64(d.page[8:])); rc < 0 {
-		return fmt.Errorf("notify event channel: %w", syscall.Errno(-rc))
-	}
-	return nil
-}
-
-// Yield is RingAndYield without a ring.
-func (d *Doorbell) Yield() error { return d.run(1, 1) }
-
-func (d *Doorbell) run(first, n uint64) error {
 	d.call[1] = uint64(uintptr(unsafe.Pointer(&d.page[first*multicallSize])))
 	d.call[2] = n
 	if _, _, errno := syscall.RawSyscall(syscall.SYS_IOCTL, uintptr(d.fd), ioctlHypercall, uintptr(unsafe.Pointer(&d.call))); errno != 0 {
 		return fmt.Errorf("multicall: %w", errno)
+	}
+	if rc := int64(binary.LittleEndian.Uint64(d.page[8:])); ring && rc < 0 {
+		return fmt.Errorf("notify event channel: %w", syscall.Errno(-rc))
 	}
 	return nil
 }
@@ -88,8 +81,5 @@ func (d *Doorbell) Close() error {
 	}
 	err := unix.Munmap(d.page)
 	d.page = nil
-	if err != nil {
-		return errors.Join(errors.New("unmap the doorbell"), err)
-	}
-	return nil
+	return err
 }
