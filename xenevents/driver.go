@@ -86,7 +86,8 @@ type Swapper interface {
 // VCPUs reads the state of vCPUs outside of events.
 type VCPUs interface {
 	// Registers reads the registers of one vCPU. They are a consistent set
-	// only while the domain is paused or the vCPU waits for a reply.
+	// only while the domain is paused or the vCPU waits for a reply. A guest may
+	// take a vCPU offline at any time: that fails with ErrVCPUDown.
 	Registers(v VCPU) (Registers, error)
 }
 

@@ -16,6 +16,9 @@ var (
 	ErrAbsent = errors.New("no guest memory there")
 	// ErrNotMapped: the guest's page tables map nothing at that address.
 	ErrNotMapped = errors.New("not mapped by the guest")
+	// ErrVCPUDown: the vCPU runs nothing and has no registers: there is none of
+	// that index, or the guest has not started it yet, or took it offline.
+	ErrVCPUDown = errors.New("the vCPU is not up")
 	// ErrMonitored: another program has the domain's monitor ring, or died
 	// with it.
 	ErrMonitored = errors.New("the domain already has a monitor")

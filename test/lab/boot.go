@@ -181,6 +181,9 @@ func (m *machine) waitReady(ctx context.Context, say func(string)) error {
 			if _, why, no := strings.Cut(string(b), "== no guest"); no && strings.Contains(why, "== guest created") {
 				return errors.New("xl could not create the guest")
 			}
+			if strings.Contains(string(b), "== the guest has not all") {
+				return fmt.Errorf("not all of the guest's %d vCPUs came up", m.cfg.withDefaults().VCPUs)
+			}
 		}
 	}
 }

@@ -68,10 +68,11 @@ xl create /root/guest.cfg > /tmp/create.log 2>&1 || { echo "== no guest"; cat /t
 echo "== guest created"
 n=0; until tty=$(xenstore-read /local/domain/1/console/tty 2> /dev/null) && [ -n "$tty" ] || [ $n -gt 100 ]; do n=$((n+1)); sleep 0.1; done
 echo $tty > /tmp/guest.tty
-guest true && echo "== guest up"
+up=$(guest 'grep -c ^processor /proc/cpuinfo')
+[ "$up" = %d ] && echo "== guest up" || echo "== the guest has not all its vCPUs: $up"
 echo "== serving"
 agent /dev/ttyS1 $tty > /tmp/agent.log 2>&1
 echo "== the agent ended"; cat /tmp/agent.log
 sleep 1; poweroff -f
-`, xenVersion, insmods(modules))
+`, xenVersion, insmods(modules), c.VCPUs)
 }

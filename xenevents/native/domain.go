@@ -89,10 +89,11 @@ func (d *Domain) Registers(v xenevents.VCPU) (r xenevents.Registers, err error) 
 		le.PutUint64(u[8:], abi.CPURecordSize)
 		le.PutUint64(u[16:], data)
 	}, func(mem []byte) { r = decodeCPU(mem[dataOffset:]) })
-	if errors.Is(err, sys.EINVAL) || errors.Is(err, sys.ENOENT) {
-		return r, fmt.Errorf("domain %d has no vCPU %d that is up: %w", d.id, v, err)
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, sys.ENODATA), errors.Is(err, sys.EINVAL), errors.Is(err, sys.ENOENT):
+		// hvm_save_one: no record of a vCPU that is down (ENODATA), no such vCPU (the others).
+		return r, fmt.Errorf("vCPU %d of domain %d: %w: %w", v, d.id, xenevents.ErrVCPUDown, err)
+	case err != nil:
 		return r, fmt.Errorf("registers of vCPU %d of domain %d: %w", v, d.id, err)
 	}
 	return r, nil

@@ -407,10 +407,10 @@ func (e *Events) Settled() (bool, error) {
 			continue
 		}
 		r, err := e.dom.Registers(xenevents.VCPU(v))
-		if err != nil {
+		if err != nil && !errors.Is(err, xenevents.ErrVCPUDown) {
 			return false, err
 		}
-		if r.RIP == p.rip {
+		if err == nil && r.RIP == p.rip {
 			return false, nil
 		}
 		p.unsettled = false

@@ -103,7 +103,7 @@ func (d *Domain) MaxGFN() (top xenevents.GFN, err error) {
 func (d *Domain) Registers(v xenevents.VCPU) (r xenevents.Registers, err error) {
 	err = d.with(func(g *Guest) error {
 		if int(v) >= len(g.vcpus) {
-			return fmt.Errorf("domain %d has no vCPU %d", g.config.ID, v)
+			return fmt.Errorf("vCPU %d of domain %d: %w", v, g.config.ID, xenevents.ErrVCPUDown)
 		}
 		r = g.vcpus[v].regs
 		return nil
@@ -236,7 +236,7 @@ func (d *Domain) free(g *Guest, gfn xenevents.GFN) {
 func (d *Domain) InjectInt3(v xenevents.VCPU, insnLen uint8) error {
 	return d.with(func(g *Guest) error {
 		if int(v) >= len(g.vcpus) {
-			return fmt.Errorf("domain %d has no vCPU %d", g.config.ID, v)
+			return fmt.Errorf("vCPU %d of domain %d: %w", v, g.config.ID, xenevents.ErrVCPUDown)
 		}
 		g.vcpus[v].inject = insnLen
 		return nil

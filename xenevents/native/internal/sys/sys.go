@@ -21,16 +21,17 @@ import (
 
 // The errors of Xen that the driver tells apart.
 const (
-	EACCES = unix.EACCES
-	EAGAIN = unix.EAGAIN
-	EBUSY  = unix.EBUSY
-	EINVAL = unix.EINVAL
-	ENOENT = unix.ENOENT
-	ENOMEM = unix.ENOMEM
-	ENOSYS = unix.ENOSYS
-	EPERM  = unix.EPERM
-	ESRCH  = unix.ESRCH
-	EEXIST = unix.EEXIST
+	EACCES  = unix.EACCES
+	EAGAIN  = unix.EAGAIN
+	EBUSY   = unix.EBUSY
+	EINVAL  = unix.EINVAL
+	ENODATA = unix.ENODATA
+	ENOENT  = unix.ENOENT
+	ENOMEM  = unix.ENOMEM
+	ENOSYS  = unix.ENOSYS
+	EPERM   = unix.EPERM
+	ESRCH   = unix.ESRCH
+	EEXIST  = unix.EEXIST
 
 	EOPNOTSUPP = unix.EOPNOTSUPP
 )
