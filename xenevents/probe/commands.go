@@ -179,6 +179,7 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		// Calls under way return as if there had been no probe.
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
+		e.removed()
 		if user.follow != nil {
 			err = errors.Join(err, e.removeFollowed(user))
 		} else {

@@ -78,6 +78,8 @@ type Engine struct {
 	alarmIn      time.Duration
 	cancelAlarm  context.CancelFunc
 
+	firstRemoval, lastRemoval time.Time // since the last Reclaim, of a probe
+
 	loose   []loose            // what pages have left: see follow.go
 	changes []pagewatch.Change // room for those of one write
 
@@ -287,7 +289,7 @@ func (e *Engine) serve(ctx context.Context) error {
 		if e.restless() {
 			e.tend()
 		}
-		if e.set.Idle() {
+		if e.set.Idle() && e.reclaimable() {
 			if err := e.reclaim(); err != nil {
 				return err
 			}
@@ -408,6 +410,28 @@ const look = 5 * time.Millisecond
 
 // reclaimRetry is how long the guest runs between two tries to reclaim.
 const reclaimRetry = time.Millisecond
+
+// While there are more than cheapPages copies, those that nobody needs go once no
+// probe was removed for a while: for each that stays it costs Xen some work to take
+// others away (shadow.Set.Reclaim), with the domain paused. They are not waited for
+// for ever.
+const (
+	cheapPages   = 32
+	reclaimQuiet = 20 * time.Millisecond
+	reclaimLimit = time.Second
+)
+
+// removed notes that a probe went.
+func (e *Engine) removed() {
+	e.lastRemoval = time.Now()
+	if !e.set.Idle() {
+		e.firstRemoval = e.lastRemoval
+	}
+}
+
+func (e *Engine) reclaimable() bool {
+	return e.set.Pages() <= cheapPages || time.Since(e.lastRemoval) > reclaimQuiet || time.Since(e.firstRemoval) > reclaimLimit
+}
 
 // reclaim takes away the copies of pages without patches, if the vCPUs have
 // carried out all replies: see xenevents.Settler. If not, it is tried again soon.

@@ -28,7 +28,7 @@ func (s *Set) Protect(gfn xenevents.GFN) error {
 	}
 	if s.protected[gfn] == 0 && s.pages[gfn] == nil {
 		if s.holes[gfn] {
-			if err := xenevents.WithPaused(s.dom, func() error { return s.fill(gfn) }); err != nil {
+			if err := xenevents.WithPaused(s.dom, func() error { return s.fill([]xenevents.GFN{gfn}) }); err != nil {
 				return err
 			}
 		}
