@@ -144,11 +144,17 @@ func TestRebooted(t *testing.T) {
 	t.Parallel()
 	h := daemonHost(t, plain, "calls")
 	says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority", "p1: armed in guest")
+	h.MustRun(t, "for id in p1 '-d guest' ''; do hprobe trace $id >> /tmp/trace.log 2>&1 & done; hprobe findings -f -n 1 > /tmp/found.log 2>&1 & sleep 1")
 	call(t, h, 10, 1)
 	says(t, h, 0, "xl reboot guest; n=0; until xl list guest | grep -q '^guest  *2 ' || [ $n -gt 600 ]; do n=$((n+1)); sleep 0.1; done; hprobe domain ls", "2   guest")
 	says(t, h, 1, "hprobe probe rm p1", `"guest" has ended or restarted, and probe p1 went with it`)
 	says(t, h, 3, "hprobe probe rm p1", "there is no probe")
 	says(t, h, 0, "hprobe status", "attached to no guest")
+	// Who traces the probe, or the guest, is told; who traces all goes on.
+	if out := h.MustRun(t, "cat /tmp/found.log; cat /tmp/trace.log; pgrep -f 'hprobe trace' | wc -l"); strings.Count(out, `"guest" has ended or restarted, and its probes went with it`) != 2 ||
+		strings.Count(out, "__x64_sys_getpriority") != 30 || !strings.Contains(out, "the guest ended or restarted: its probes and stopgaps are gone with it") || !strings.HasSuffix(strings.TrimSpace(out), "1") {
+		t.Errorf("those who trace see %q", out)
+	}
 	// Its kernel is elsewhere now, and at first it has none.
 	says(t, h, 0, "n=0; until hprobe probe add --domain guest --at __x64_sys_getpriority 2> /dev/null || [ $n -gt 600 ]; do n=$((n+1)); sleep 0.2; done", "armed in guest")
 	out := says(t, h, 0, "xl list; "+stopDaemon+"cat /tmp/hprobed.log", "the domain ended", "id=2", "detached")

@@ -20,7 +20,7 @@ func (a *app) trace() *cobra.Command {
 	var count uint
 	cmd := &cobra.Command{
 		Use: "trace [ID]", Short: "Show the hits of probes, live", Args: cobra.MaximumNArgs(1),
-		Long: "trace shows each hit of the probes that were added with hprobe probe add (or of\none of them): when, in which guest, which process, and the function's arguments.\nIt ends with Ctrl-C, after -n hits, or with hprobed (exit status 5).",
+		Long: "trace shows each hit of the probes that were added with hprobe probe add (or of\none of them): when, in which guest, which process, and the function's arguments.\nIt ends with Ctrl-C, after -n hits, with hprobed (exit status 5), and when the guest of the\nprobe, or of --domain, ends or restarts (exit status 1).",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				req.Id = args[0]

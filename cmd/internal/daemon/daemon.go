@@ -30,6 +30,7 @@ type Daemon struct {
 	Options
 	Findings sinks.Hub
 	hits     sinks.Fan[*controlapi.Hit]
+	gone     sinks.Fan[*session] // whose domain ended
 
 	mu       sync.Mutex // held over whole commands: they come one after the other
 	sessions map[xenevents.DomainID]*session

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
@@ -76,6 +77,9 @@ func (s *session) run(ctx context.Context, d *Daemon) {
 	switch {
 	case errors.Is(s.err, xenevents.ErrDomainGone):
 		d.Log.Info("the domain ended: its probes are gone with it", "domain", s.info.Name)
+		d.Findings.Emit(&detectors.Finding{Time: time.Now(), Domain: s.info.Name, DomainID: s.info.ID, Detector: "hprobed", Severity: detectors.Medium,
+			Message: "the guest ended or restarted: its probes and stopgaps are gone with it"})
+		d.gone.Emit(s)
 	case s.err != nil:
 		d.Log.Error("detach", "domain", s.info.Name, "err", s.err)
 	}

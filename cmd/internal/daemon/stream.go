@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"fmt"
+	"slices"
+
 	"google.golang.org/grpc"
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
@@ -13,29 +16,50 @@ func (s *server) Trace(r *controlapi.TraceRequest, out grpc.ServerStreamingServe
 	if err != nil {
 		return err
 	}
-	sub := s.d.hits.Subscribe()
+	sub, gone := s.d.hits.Subscribe(), s.d.gone.Subscribe()
 	defer sub.Close()
+	defer gone.Close()
 	// Who waits for the header knows that from now on no hit is missed.
 	if err := out.SendHeader(nil); err != nil {
 		return err
+	}
+	send := func(h *controlapi.Hit) error {
+		if r.GetId() != "" && h.GetProbe() != r.GetId() || domain != "" && h.GetDomain() != domain {
+			return nil
+		}
+		if lost := sub.TakeLost(); lost > 0 {
+			h = cloneHit(h)
+			h.Lost = lost
+		}
+		return out.Send(h)
 	}
 	for {
 		select {
 		case <-out.Context().Done():
 			return nil
 		case h := <-sub.C:
-			if r.GetId() != "" && h.GetProbe() != r.GetId() || domain != "" && h.GetDomain() != domain {
-				continue
-			}
-			if lost := sub.TakeLost(); lost > 0 {
-				h = cloneHit(h)
-				h.Lost = lost
-			}
-			if err := out.Send(h); err != nil {
+			if err := send(h); err != nil {
 				return err
 			}
+		case g := <-gone.C:
+			if domain != g.info.Name && !s.d.has(g, r.GetId()) {
+				continue
+			}
+			for len(sub.C) > 0 { // what came before
+				if err := send(<-sub.C); err != nil {
+					return err
+				}
+			}
+			return rpcError(fmt.Errorf("%q has ended or restarted, and its probes went with it: %w", g.info.Name, xenevents.ErrDomainGone))
 		}
 	}
+}
+
+// has says whether a session has, or had at its end, a probe or a detector of that id.
+func (d *Daemon) has(s *session, id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.ContainsFunc(s.bindings, func(b *binding) bool { return b.id == id })
 }
 
 // cloneHit copies what all subscribers share.
