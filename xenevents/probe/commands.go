@@ -179,6 +179,9 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		// Calls under way return as if there had been no probe.
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
+		if user.watch != nil {
+			return errors.Join(err, e.unwatch(user))
+		}
 		if user.follow != nil {
 			return errors.Join(err, e.removeFollowed(user))
 		}
@@ -216,6 +219,9 @@ func (e *Engine) status(u *probe) Status {
 	}
 	if u.patch != nil {
 		s.Step, s.Insn = u.patch.step, u.patch.insn.text
+	}
+	if u.watch != nil {
+		s.Source = &u.watch.Source
 	}
 	switch {
 	case u.failed != "":
