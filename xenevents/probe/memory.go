@@ -327,6 +327,9 @@ func (e *Engine) askBefore(ev *xenevents.Event, x *x86asm.Inst, a *access, old u
 	return h != nil && h.verdict.Action == Deny, err
 }
 
+// directionFlag is RFLAGS.DF: string instructions go down.
+const directionFlag = 1 << 10
+
 // finish counts what an instruction accessed that is done. One that faulted instead is
 // not done: the guest will run it again.
 func (e *Engine) finish(ev *xenevents.Event) (err error) {
@@ -342,8 +345,13 @@ func (e *Engine) finish(ev *xenevents.Event) (err error) {
 		return nil
 	}
 	space := xenevents.AddressSpaceOf(&p.regs)
+	done := p.regs.RCX - ev.Regs.RCX
 	for i := range p.all[:p.n] {
 		a := &p.all[i]
+		if p.repeats && done > 1 && done <= xenevents.PageSize && p.regs.RFLAGS&directionFlag == 0 && uint64(a.n)*done <= xenevents.PageSize {
+			a.n *= int(done) // a processor may do several repetitions at once
+			e.locate(space, a)
+		}
 		now := p.old[i]
 		if a.kind&xenevents.AccessW != 0 {
 			now = e.value(space, a)

@@ -2,7 +2,6 @@ package probe
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/hprobe/hprobe/xenevents"
@@ -155,19 +154,4 @@ func (e *Engine) afterCPUID(ev *xenevents.Event, r *xenevents.Reply) {
 	r.Regs = &e.now.regs
 	*r.Regs = ev.Regs
 	r.Regs.RIP += uint64(ev.InsnLen)
-}
-
-func (s *Source) text() string {
-	switch s.Kind {
-	case xenevents.KindControlReg:
-		return fmt.Sprintf("writes of CR%d", s.Index)
-	case xenevents.KindMSR:
-		return fmt.Sprintf("writes of MSR %#x", s.Index)
-	case xenevents.KindCPUID:
-		if s.Any {
-			return "CPUID"
-		}
-		return fmt.Sprintf("CPUID of leaf %#x", s.Index)
-	}
-	return fmt.Sprintf("%v of %d bytes", s.Access, s.Len)
 }
