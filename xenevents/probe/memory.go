@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -220,9 +221,9 @@ func (e *Engine) pendingOf(v xenevents.VCPU) *pendingWrite {
 // executes is a fetch in a frame that is watched: those see it whose range the
 // instruction is in, before it runs.
 func (e *Engine) executes(ev *xenevents.Event, code []byte) (seen bool, err error) {
-	a := access{at: xenevents.GVA(ev.Regs.RIP), n: 1, kind: xenevents.AccessX}
-	if in, err := decode(code); err == nil {
-		a.n = in.length
+	a := access{at: xenevents.GVA(ev.Regs.RIP), n: max(e.watches.decoded.decode(code, ev.Regs.RIP).Len, 1), kind: xenevents.AccessX}
+	if bytes.HasPrefix(code, endbr64) {
+		a.n = len(endbr64)
 	}
 	e.locate(xenevents.AddressSpaceOf(&ev.Regs), &a)
 	return e.tellMemory(ev, &ev.Regs, &a, 0, 0)

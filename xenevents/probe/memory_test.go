@@ -257,3 +257,22 @@ func TestMemoryPause(t *testing.T) {
 	r.must(r.dom.Unpause())
 	r.done(0)
 }
+
+// TestMemoryThatWent: a page that the guest gives back while its watch is suspended ends
+// the watch, not the engine.
+func TestMemoryThatWent(t *testing.T) {
+	r := newGuest(t, sim.Config{})
+	tick := uint64(0)
+	var err error
+	r.engine, err = probe.New(&ticking{r.dom, &tick}, withLog(r, probe.Options{Window: 800}))
+	r.must(err)
+	r.start()
+	id := r.watch(probe.Watch{Source: bytesAt(dataAt, 8, xenevents.AccessR), Budget: probe.Budget{Hits: 1, Stalled: probe.Unlimited}})
+	r.call(load, uint64(dataAt))
+	r.call(load, uint64(dataAt))
+	r.waitFor(id, probe.Suspended)
+	r.guest.Balloon(r.gpa(dataAt).GFN())
+	r.between(func() { tick += 10_000 })
+	r.waitFor(id, probe.Failed)
+	r.remove(id)
+}

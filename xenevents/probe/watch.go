@@ -175,7 +175,13 @@ func (e *Engine) fitWatch(u *probe) error {
 	case u.suspended:
 		return e.disarmMemory(u)
 	}
-	return e.armMemory(u)
+	if err := e.armMemory(u); err != nil {
+		// The guest has given the memory back, perhaps: no reason to let go of it all.
+		u.failed = err.Error()
+		e.log.Error("watch memory again", "probe", u.Name, "err", err)
+		return e.disarmMemory(u)
+	}
+	return nil
 }
 
 // see tells a subscriber of what its Watch is of, and takes its verdict.
