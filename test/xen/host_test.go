@@ -154,7 +154,9 @@ type report struct {
 		Reinjected, Stale, Reads, Writes  uint64
 		Batches, Ticks, MaxTicks, Shadows uint64
 		Calls, Sites, StaleCalls, Evicted uint64
+		Waiting, TooLate                  uint64
 	}
+	Late, Overtook         uint64
 	Sum, Matched, Unpaired uint64
 	Values                 map[int64]uint64
 	Gaps                   []struct {

@@ -66,6 +66,12 @@ func (m *meter) add(stalled uint64) (over bool) {
 	return m.now.hits > m.left.hits || m.now.stalled > m.left.stalled
 }
 
+// wait adds to what the last hit cost.
+func (m *meter) wait(stalled uint64) (over bool) {
+	m.now.stalled += stalled
+	return m.now.stalled > m.left.stalled
+}
+
 // slide goes on to the present part; part is how long each is, in ticks.
 func (m *meter) slide(now, part uint64, b *Budget) {
 	if now-m.ends >= parts*part {

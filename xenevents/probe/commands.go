@@ -179,14 +179,17 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		// Calls under way return as if there had been no probe.
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
+		e.removed()
 		if user.watch != nil {
 			return errors.Join(err, e.unwatch(user))
 		}
 		if user.follow != nil {
-			return errors.Join(err, e.removeFollowed(user))
+			err = errors.Join(err, e.removeFollowed(user))
+		} else {
+			e.forgetPaused(user.patch)
+			err = errors.Join(err, e.leave(user.patch, user))
 		}
-		e.forgetPaused(user.patch)
-		return errors.Join(err, e.leave(user.patch, user))
+		return errors.Join(err, e.leaveWaiters(user))
 	})
 }
 
@@ -200,7 +203,7 @@ func (e *Engine) Probes(ctx context.Context) ([]Status, Stats, error) {
 		}
 		slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.ID, b.ID) })
 		stats = e.stats
-		stats.Shadows, stats.Tables, stats.Calls, stats.Sites = e.set.Pages(), e.set.Tables(), e.calls.n, len(e.sites)
+		stats.Shadows, stats.Tables, stats.Calls, stats.Sites, stats.Waiting = e.set.Pages(), e.set.Tables(), e.calls.n, len(e.sites), len(e.waiters)
 		stats.Events = map[string]uint64{}
 		for kind, n := range e.kinds {
 			if n > 0 {

@@ -54,14 +54,15 @@ type Engine struct {
 	pages  *pagewatch.Set
 
 	// All below belongs to Run's goroutine.
-	probes map[ID]*probe
-	lastID ID
-	steps  []step // by vCPU: what its next single-step event ends
-	stats  Stats
-	kinds  [16]uint64        // events by kind: an array, as a map's entry would cost at each event
-	fast   bool              // Xen has fast single-step
-	paused map[pausedAt]held // hits that run again
-	held   bool              // a hit paused the domain
+	probes  map[ID]*probe
+	lastID  ID
+	steps   []step // by vCPU: what its next single-step event ends
+	stats   Stats
+	kinds   [16]uint64        // events by kind: an array, as a map's entry would cost at each event
+	fast    bool              // Xen has fast single-step
+	paused  map[pausedAt]held // hits that run again
+	held    bool              // a hit paused the domain
+	waiters []*waiter         // the longest waiting first
 
 	calls    callTable
 	sites    []*site
@@ -76,6 +77,8 @@ type Engine struct {
 	alarm        context.Context
 	alarmIn      time.Duration
 	cancelAlarm  context.CancelFunc
+
+	firstRemoval, lastRemoval time.Time // since the last Reclaim, of a probe
 
 	watches watches            // see watch.go
 	loose   []loose            // what pages have left: see follow.go
@@ -271,6 +274,11 @@ func (e *Engine) serve(ctx context.Context) error {
 				return err
 			}
 		}
+		if len(e.waiters) > 0 {
+			if err := e.tendWaiters(); err != nil {
+				return err
+			}
+		}
 		if ctx.Err() != nil { // Next does not look while there are events
 			return ctx.Err()
 		}
@@ -283,7 +291,7 @@ func (e *Engine) serve(ctx context.Context) error {
 		if e.restless() {
 			e.tend()
 		}
-		if e.set.Idle() {
+		if e.set.Idle() && e.reclaimable() {
 			if err := e.reclaim(); err != nil {
 				return err
 			}
@@ -296,12 +304,12 @@ func (e *Engine) serve(ctx context.Context) error {
 func (e *Engine) next(ctx context.Context, batch []xenevents.Event) (int, error) {
 	wait := time.Duration(0)
 	switch soon := e.set.Idle() || e.restless(); {
-	case !soon && e.suspended == 0:
+	case !soon && e.suspended == 0 && len(e.waiters) == 0:
 		return e.events.Next(ctx, batch)
 	case soon:
 		wait = reclaimRetry
 	default:
-		wait = rearmLook
+		wait = look
 	}
 	// One context for many calls: a driver hooks into each that is new to it.
 	if e.alarm == nil || e.alarm.Err() != nil || wait < e.alarmIn {
@@ -398,12 +406,34 @@ const (
 	drainLimit = 2 * time.Second
 )
 
-// rearmLook is how often the engine looks whether a probe's suspension is over:
-// ticks are no time that one could sleep for.
-const rearmLook = 5 * time.Millisecond
+// look is how often the engine looks whether a probe's suspension is over (ticks are
+// no time that one could sleep for), or a wait for a verdict.
+const look = 5 * time.Millisecond
 
 // reclaimRetry is how long the guest runs between two tries to reclaim.
 const reclaimRetry = time.Millisecond
+
+// While there are more than cheapPages copies, those that nobody needs go once no
+// probe was removed for a while: for each that stays it costs Xen some work to take
+// others away (shadow.Set.Reclaim), with the domain paused. They are not waited for
+// for ever.
+const (
+	cheapPages   = 32
+	reclaimQuiet = 20 * time.Millisecond
+	reclaimLimit = time.Second
+)
+
+// removed notes that a probe went.
+func (e *Engine) removed() {
+	e.lastRemoval = time.Now()
+	if !e.set.Idle() {
+		e.firstRemoval = e.lastRemoval
+	}
+}
+
+func (e *Engine) reclaimable() bool {
+	return e.set.Pages() <= cheapPages || time.Since(e.lastRemoval) > reclaimQuiet || time.Since(e.firstRemoval) > reclaimLimit
+}
 
 // reclaim takes away the copies of pages without patches, if the vCPUs have
 // carried out all replies: see xenevents.Settler. If not, it is tried again soon.
@@ -466,6 +496,7 @@ func (e *Engine) detach(gone bool) error {
 func (e *Engine) drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 	defer cancel()
+	e.releaseWaiters()
 	for ctx.Err() == nil {
 		quiet, stop := context.WithTimeout(ctx, drainQuiet)
 		n, err := e.drainOnce(quiet)

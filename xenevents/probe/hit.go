@@ -95,8 +95,29 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	if site != nil {
 		err = e.returned(h, site)
 	}
-	returns := false
-	for _, user := range p.users {
+	a := asked{users: p.users}
+	e.ask(h, p, &a)
+	if !h.taken {
+		e.stats.Passed++
+	}
+	if a.later != nil {
+		err = either(err, e.await(ev, p, h, &a))
+	} else {
+		err = either(err, e.settle(ev, p, h, a.returns))
+	}
+	return either(err, e.charge(p, site))
+}
+
+// asked is how far the subscribers of a hit were asked.
+type asked struct {
+	users   []*probe // who was not, from whoever said later on
+	returns bool     // one of those who were wants the end of the call
+	later   *Later
+}
+
+// ask asks them, until one says that its verdict comes later.
+func (e *Engine) ask(h *Hit, p *patch, a *asked) {
+	for i, user := range a.users {
 		if !user.sees(h) {
 			if !user.suspended && user.patch == p { // and not loose there
 				user.passed++
@@ -105,25 +126,30 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 		}
 		h.taken = true
 		user.hits++
-		returns = returns || user.Return
+		a.returns = a.returns || user.Return
 		if user.Decide == nil || user.failed != "" {
 			continue
 		}
 		h.Probe, h.Seq = user.id, user.hits
-		h.heed(user, e.decide(user, h))
+		v := e.decide(user, h)
+		if v.Later != nil {
+			a.users, a.later = a.users[i:], v.Later
+			return
+		}
+		h.heed(user, v)
 	}
-	if !h.taken {
-		e.stats.Passed++
-	}
+	a.users, a.later = nil, nil
+}
+
+// settle has the vCPU of a hit go on, by what was decided.
+func (e *Engine) settle(ev *xenevents.Event, p *patch, h *Hit, returns bool) (err error) {
 	if returns {
-		err = either(err, e.enter(h, p))
+		err = e.enter(h, p)
 	}
 	if h.pause {
-		err = either(err, e.pause(ev, p, h))
-	} else {
-		err = either(err, e.carryOut(ev, p, h))
+		return either(err, e.pause(ev, p, h))
 	}
-	return either(err, e.charge(p, site))
+	return either(err, e.carryOut(ev, p, h))
 }
 
 // sees says whether a hit at its address is one of the probe's.
@@ -154,10 +180,15 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 		}
 	}()
 	v = user.Decide(h)
-	if v.Action > SetRegs || v.Action == SetRegs && (v.Regs == nil || h.Seen != nil) || v.Action == Deny && h.Return {
+	if v.none(h.Return) || h.Seen != nil && (v.Action == SetRegs || v.Later != nil) {
 		panic("its verdict is none") // and must not keep others' from counting
 	}
 	return v
+}
+
+// none says whether nobody could carry a verdict out.
+func (v *Verdict) none(atReturn bool) bool {
+	return v.Action > SetRegs || v.Action == SetRegs && v.Regs == nil || atReturn && (v.Action == Deny || v.Later != nil) || v.Later != nil && v.Later.otherwise.none(false)
 }
 
 func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
@@ -185,6 +216,9 @@ func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
 			how = SingleStep
 		}
 		return e.stepWith(ev, how, v.Regs, p)
+	}
+	if h.waited && !e.inPlace(ev, p) { // what is there now is not what was probed
+		return e.reply(ev, r)
 	}
 	return e.stepOver(ev, p.step, p)
 }

@@ -163,3 +163,32 @@ func TestEndsWhileItWaits(t *testing.T) {
 	r.must(r.err)
 	r.done(0)
 }
+
+// TestManyRemovals: each copy that goes costs work for each that stays, so they go
+// together; one that is wanted again meanwhile stays.
+func TestManyRemovals(t *testing.T) {
+	r := newRig(t, sim.Config{})
+	const pages = 200
+	first := free.Page() + 16*xenevents.PageSize
+	var ids []probe.ID
+	for i := range pages {
+		at := first + xenevents.GVA(i)*xenevents.PageSize
+		r.space.Page(at, 0x55, 0x5d, 0xc3)
+		ids = append(ids, r.add(at, nil))
+	}
+	for _, id := range ids[1:] {
+		r.remove(id)
+	}
+	r.add(first+xenevents.PageSize, nil)
+	r.reclaimed(2)
+	var remaps int
+	r.between(func() { remaps = r.dom.remaps })
+	if remaps > 3*pages {
+		t.Errorf("%d copies were made, and others hidden %d times", pages, remaps-pages)
+	}
+	r.call(first)
+	r.call(first + xenevents.PageSize)
+	if hits := r.status(ids[0]).Hits; hits != 1 {
+		t.Errorf("%d hits", hits)
+	}
+}

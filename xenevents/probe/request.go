@@ -83,8 +83,8 @@ type Request struct {
 	// armed again, on the engine's goroutine. nil: it is logged and counted only.
 	Gap func(Gap)
 	// Decide is called at each hit, on the engine's goroutine, while the vCPU
-	// waits: it must be quick, must not block, and must not keep the Hit. nil
-	// counts, and lets the guest go on.
+	// waits: it must be quick, must not block, and must not keep the Hit. One that
+	// has to ask somebody says so: see Later. nil counts, and lets the guest go on.
 	Decide func(*Hit) Verdict
 }
 
@@ -110,6 +110,7 @@ type Hit struct {
 	patch   *patch
 	verdict Verdict // of those who were asked before
 	pause   bool    // somebody asked for it
+	waited  bool    // its vCPU waited for a Later
 	taken   bool    // it is somebody's
 	// The return address is read once at most: another vCPU may change it, or
 	// take the stack away, after somebody relied on it.
@@ -196,6 +197,8 @@ type Verdict struct {
 	// Pause: first the domain is paused as a whole. Whoever unpauses it, or
 	// Engine.Run's end, has the vCPU go on, by Action.
 	Pause bool
+	// Later: the verdict is not known yet, and nothing else here counts.
+	Later *Later
 }
 
 // State is how a probe is doing.
@@ -264,6 +267,8 @@ type Stats struct {
 	Sites      int               // places that they return to
 	StaleCalls uint64            // that did not return: a longjmp or the end of their thread took them
 	Evicted    uint64            // that were given up because there were too many
+	Waiting    int               // vCPUs whose hit waits for a Later
+	TooLate    uint64            // hits whose Later did not come in time
 	TableStats
 	// Batches is how often the ring was emptied. Ticks are the ticks from having
 	// the events of a batch to having all replies in the ring, summed over

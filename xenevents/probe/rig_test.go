@@ -74,6 +74,7 @@ type spy struct {
 	answered    func() // after each Reply, before the guest sees it
 	late        func() // after each Next that ended with its time
 	steps       int    // single-step events
+	remaps      int    // RemapGFN
 
 	leaving bool
 	replied bool // since the last Flush
@@ -82,6 +83,11 @@ type spy struct {
 func (d *spy) SwitchView(v xenevents.View) error {
 	d.leaving = v == xenevents.HostView
 	return d.Domain.SwitchView(v)
+}
+
+func (d *spy) RemapGFN(v xenevents.View, gfn, to xenevents.GFN) error {
+	d.remaps++
+	return d.Domain.RemapGFN(v, gfn, to)
 }
 
 func (d *spy) FreeGFN(gfn xenevents.GFN) error {

@@ -132,7 +132,7 @@ func (s *Set) Tables() int { return len(s.protected) }
 // reverted is filled before.
 func (s *Set) allow(gfn xenevents.GFN) error {
 	if s.holes[gfn] {
-		if err := xenevents.WithPaused(s.dom, func() error { return s.fill(gfn) }); err != nil {
+		if err := xenevents.WithPaused(s.dom, func() error { return s.fill([]xenevents.GFN{gfn}) }); err != nil {
 			return err
 		}
 	}

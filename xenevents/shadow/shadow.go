@@ -186,7 +186,7 @@ func (s *Set) addPage(pg *page) (err error) {
 		return err
 	}
 	if s.holes[pg.gfn] {
-		if err = s.fill(pg.gfn); err != nil {
+		if err = s.fill([]xenevents.GFN{pg.gfn}); err != nil {
 			return err
 		}
 	}
@@ -195,21 +195,25 @@ func (s *Set) addPage(pg *page) (err error) {
 	}
 	if err = s.allowAs(pg.gfn, true); err != nil {
 		// Not settled, perhaps, but what the guest writes to a copy is lost.
-		return errors.Join(err, s.dom.RevertGFN(s.view, pg.gfn), s.fill(pg.gfn))
+		return errors.Join(err, s.dom.RevertGFN(s.view, pg.gfn), s.fill([]xenevents.GFN{pg.gfn}))
 	}
 	s.pages[pg.gfn] = pg
 	return nil
 }
 
-// fill gives the view an entry that was reverted. Xen copies the host map's whole
+// fill gives the view entries that were reverted. Xen copies the host map's whole
 // superpage, over the other copies there (altp2m_get_effective_entry): they are
-// hidden anew. Without it Xen would do so when the guest touches the entry, at
-// least Xen 4.14, and the patches there would not be hit any more, without a word.
-// The domain is paused.
-func (s *Set) fill(gfn xenevents.GFN) error {
-	err := ifThere(s.dom.SetAccess(s.view, gfn, xenevents.AccessRWX))
+// hidden anew, which costs two hypercalls for each, but once for all of gfns. Without it
+// Xen would do so when the guest touches the entry, at least Xen 4.14, and the patches
+// there would not be hit any more, without a word. The domain is paused.
+func (s *Set) fill(gfns []xenevents.GFN) (err error) {
+	near := map[xenevents.GFN]bool{}
+	for _, gfn := range gfns {
+		near[gfn/hugepage] = true
+		err = errors.Join(err, ifThere(s.dom.SetAccess(s.view, gfn, xenevents.AccessRWX)))
+	}
 	for _, pg := range s.pages {
-		if pg.gfn/hugepage != gfn/hugepage {
+		if !near[pg.gfn/hugepage] {
 			continue
 		}
 		e := s.dom.RemapGFN(s.view, pg.gfn, pg.shadow)
@@ -219,19 +223,21 @@ func (s *Set) fill(gfn xenevents.GFN) error {
 		err = errors.Join(err, ifThere(e))
 	}
 	for table := range s.protected {
-		if table/hugepage == gfn/hugepage && s.pages[table] == nil {
+		if near[table/hugepage] && s.pages[table] == nil {
 			err = errors.Join(err, ifThere(s.allowAs(table, false)))
 		}
 	}
 	for frame := range s.watched {
-		if frame/hugepage == gfn/hugepage && s.pages[frame] == nil && s.protected[frame] == 0 {
+		if near[frame/hugepage] && s.pages[frame] == nil && s.protected[frame] == 0 {
 			err = errors.Join(err, ifThere(s.allowAs(frame, false)))
 		}
 	}
-	if err != nil {
-		s.holes[gfn] = true
-	} else {
-		delete(s.holes, gfn)
+	for _, gfn := range gfns {
+		if err != nil {
+			s.holes[gfn] = true
+		} else {
+			delete(s.holes, gfn)
+		}
 	}
 	return err
 }
@@ -331,11 +337,7 @@ func (s *Set) Reclaim() error {
 	if s.bare() {
 		return s.freeSpares()
 	}
-	var errs error
-	for _, gfn := range holes {
-		errs = errors.Join(errs, s.fill(gfn))
-	}
-	return errs
+	return s.fill(holes)
 }
 
 func (s *Set) freeSpares() error {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/test/xen/monitor"
@@ -35,6 +36,9 @@ type Report struct {
 	Values   map[int64]uint64
 	Unpaired uint64
 	Gaps     []probe.Gap
+	// Late counts the hits whose verdict came by -later, Overtook the hits of other
+	// vCPUs while one of those waited.
+	Late, Overtook uint64
 }
 
 type options struct {
@@ -49,6 +53,8 @@ type options struct {
 	returns   bool
 	budget    uint64
 	window    uint64
+	later     time.Duration
+	limit     time.Duration
 }
 
 func main() {
@@ -65,6 +71,8 @@ func main() {
 	flag.BoolVar(&o.returns, "return", false, "probe the returns of the function as well")
 	flag.Uint64Var(&o.budget, "budget", probe.Unlimited, "suspend the probe after so many hits in a window")
 	flag.Uint64Var(&o.window, "window", 0, "the window of the budget, in ticks")
+	flag.DurationVar(&o.later, "later", 0, "have the hits of vCPU 0 wait so long for their verdict")
+	flag.DurationVar(&o.limit, "limit", time.Minute, "with -later: how long a hit may wait")
 	flag.Parse()
 	monitor.Main("hits", func(ctx context.Context) (err error) {
 		if o.step, err = probe.ParseStepOver(step); err != nil {
@@ -136,6 +144,8 @@ func watch(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, o 
 	}
 	request.Gap = func(g probe.Gap) { r.Gaps = append(r.Gaps, g) }
 	known := pairs{}
+	slow := newSlow(o.later)
+	defer slow.stop()
 	request.Decide = func(h *probe.Hit) probe.Verdict {
 		if o.returns {
 			known.add(h, &r)
@@ -153,7 +163,17 @@ func watch(ctx context.Context, engine *probe.Engine, kernel *guestos.Kernel, o 
 		if h.Seq == o.hits {
 			enough <- struct{}{}
 		}
-		return probe.Verdict{}
+		if o.later == 0 {
+			return probe.Verdict{}
+		}
+		if h.VCPU != 0 {
+			if slow.waits.Load() {
+				r.Overtook++
+			}
+			return probe.Verdict{}
+		}
+		r.Late++
+		return probe.Verdict{Later: slow.ask(h.Later(o.limit, probe.Verdict{}))}
 	}
 	id, err := engine.Add(ctx, request)
 	if err != nil {
