@@ -10,6 +10,7 @@ import (
 	"golang.org/x/arch/x86/x86asm"
 
 	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/shadow"
 )
 
 // MaxWatched is how much memory one Watch may be of, in bytes. Each of its pages
@@ -143,13 +144,17 @@ func (e *Engine) watchedFault(ev *xenevents.Event) (answered bool, err error) {
 	code := &e.watches.code
 	n, _ := e.mem.ReadGVA(xenevents.AddressSpaceOf(&ev.Regs), code[:], xenevents.GVA(ev.Regs.RIP))
 	seen := false
-	if ev.Access&xenevents.AccessX != 0 {
+	if fetches(ev) {
 		if seen, err = e.executes(ev, code[:n]); err != nil {
 			return true, err
 		}
-		if rip := xenevents.GVA(ev.Regs.RIP); rip.Page() == ev.GLA.Page() {
-			if hidden, ours := e.set.Find(ev.GFN, rip.Offset()); ours {
-				return true, e.hit(ev, hidden.Owner.(*patch))
+		// In view 0 an int3 there would not be hit.
+		if t, err := e.mem.Translate(xenevents.AddressSpaceOf(&ev.Regs), xenevents.GVA(ev.Regs.RIP)); err == nil {
+			if hidden, ours := e.set.Find(t.GPA.GFN(), t.GPA.Offset()); ours {
+				if watched && !seen {
+					err = e.pass(ev.GFN)
+				}
+				return true, either(err, e.hit(ev, hidden.Owner.(*patch)))
 			}
 		}
 	}
@@ -179,6 +184,12 @@ func (e *Engine) watchedFault(ev *xenevents.Event) (answered bool, err error) {
 		return true, e.stepBeside(ev)
 	}
 	return false, nil
+}
+
+// fetches says whether a fault is of the fetch of an instruction, or of the page walk
+// for it.
+func fetches(ev *xenevents.Event) bool {
+	return ev.Access&xenevents.AccessX != 0 || ev.Fault&xenevents.FaultInGPT != 0 && uint64(ev.GLA)-ev.Regs.RIP < shadow.MaxInsn
 }
 
 // pass counts an access to a watched frame that nobody watches, for those who are there.

@@ -276,3 +276,40 @@ func TestMemoryThatWent(t *testing.T) {
 	r.waitFor(id, probe.Failed)
 	r.remove(id)
 }
+
+// TestMemoryThatIsATable: a page table that a followed probe hangs on is watched as
+// well. Both see each write, and what the processor's own walks do is passed.
+func TestMemoryThatIsATable(t *testing.T) {
+	r := newRig(t, sim.Config{})
+	p := r.newProcess(true)
+	for at := range code {
+		p.space.Map(at.Page(), r.gpa(at).GFN())
+	}
+	id := p.mustFollow()
+	var w sightings
+	table := p.space.Tables(userAt)[3]
+	entry := table.GPA() + xenevents.GPA(p.entry(1).Offset())
+	wid := r.watch(probe.Watch{Source: probe.Source{Kind: xenevents.KindMemAccess, Physical: true, Phys: entry, Len: 8, Access: xenevents.AccessRW}, Decide: func(h *probe.Hit) probe.Verdict {
+		w = append(w, fmt.Sprintf("%v %x>%x", h.Seen.Access, h.Seen.Old|0x64, h.Seen.New))
+		return probe.Verdict{}
+	}})
+	p.calls(2)
+	moved := p.copied()
+	p.in(sim.Call(store, uint64(p.entry(1)), pte(moved)))
+	p.in(sim.Call(store, uint64(p.entry(1)+8), 0))
+	p.calls(3)
+	w.want(t, fmt.Sprintf("-w- %x>%x", pte(p.code)|0x60, pte(moved)))
+	if s := r.status(wid); s.Hits != 1 || s.Passed == 0 || s.State != probe.Armed {
+		t.Errorf("%+v", s)
+	}
+	if s := r.status(id); s.Hits != 5 || s.State != probe.Armed || s.Moves != 2 {
+		t.Errorf("%+v", s)
+	}
+	r.remove(wid)
+	p.in(sim.Call(store, uint64(p.entry(1)), pte(p.code)))
+	p.calls(1)
+	if s := r.status(id); s.Hits != 6 {
+		t.Errorf("%+v", s)
+	}
+	r.remove(id)
+}
