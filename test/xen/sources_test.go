@@ -278,7 +278,7 @@ func TestSwitchesWithoutEnd(t *testing.T) {
 	t.Parallel()
 	h := daemonHostWith(t, plain, []lab.File{pokeProgram(t)})
 	id := watching(t, h, "--register cr3 --async")
-	poke(t, h, "switch 40000")
+	poke(t, h, "switch 30000")
 	if hits, _, state := hitsOf(t, h, id); hits < 25_000 {
 		t.Errorf("%d writes, %s", hits, state)
 	}
