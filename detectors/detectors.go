@@ -28,6 +28,8 @@ type ProbeSpec struct {
 	// probe follows its page, waits where there is none, and takes the hits of
 	// that process alone.
 	PID uint32
+	// Source, when not nil, is what is watched in place of an instruction at At.
+	Source *Source
 	// Handle is called at each hit while the vCPU waits: it must be quick and
 	// must not block or keep the Hit. nil counts.
 	Handle Handler
@@ -70,6 +72,8 @@ type Hit interface {
 	Seq() uint64
 	// Return says what the call returned: ok is false at its entry.
 	Return() (r Return, ok bool)
+	// Seen says what a probe of a Source saw: ok is false at an instruction.
+	Seen() (s Seen, ok bool)
 	VCPU() xenevents.VCPU
 	// Registers are the vCPU's; they must not be changed.
 	Registers() *xenevents.Registers

@@ -124,9 +124,9 @@ type Subscription struct {
 	Kind Kind
 	// KindControlReg: 0, 3 or 4. KindMSR: the MSR's number.
 	Index uint32
-	// Sync: the vCPU waits for a reply. int3 and single-step always do.
-	// Control registers: never ask for sync, a monitor that dies with a write
-	// pending loses it, and with it the guest.
+	// Sync: the vCPU waits for a reply. int3, single-step, MSRs and CPUID always do.
+	// A control register or MSR is written before, unless WriteHolder.HoldWrites
+	// was called.
 	Sync bool
 	// OnChange: KindControlReg only when the value changes.
 	OnChange bool
@@ -179,6 +179,17 @@ type Settler interface {
 	// was not read yet says nothing: read those first, with the domain paused,
 	// and reply to them with neither Emulate nor Regs.
 	Settled() (bool, error)
+}
+
+// WriteHolder is an Events that can have the guest's writes of control registers and
+// MSRs wait for the reply, which may refuse them (Reply.Deny).
+type WriteHolder interface {
+	// HoldWrites has each write that a subscription tells of wait for its reply, from
+	// now until Close: there is no way back. No subscription to a control register
+	// may be asynchronous then: Xen would hold those back as well, and the guest not
+	// wait for them (xen/arch/x86/hvm/monitor.c, hvm_monitor_cr). A write whose reply
+	// was not carried out is lost with Close: see Settler.
+	HoldWrites() error
 }
 
 // Views is altp2m: other maps of the same guest, made by remapping frames and

@@ -56,7 +56,7 @@ const (
 	KindSingleStep        // one instruction was run: GFN of the next
 	KindControlReg        // CR0, CR3 or CR4 was written: Index (0, 3, 4), New, Old
 	KindMSR               // an MSR was written: Index, New, Old
-	KindCPUID             // CPUID was run: Leaf, Subleaf, InsnLen
+	KindCPUID             // CPUID was run: Leaf, Subleaf, InsnLen. Its results are in the registers, RIP is still at it
 	KindGuestRequest      // the guest asked by hypercall
 	KindDebug             // a debug exception: GFN, InsnLen, New (pending_dbg)
 	KindOther             // a reason that this version of hprobe has no name for
@@ -145,7 +145,7 @@ type Reply struct {
 	Insn    [16]byte
 	InsnLen uint8
 
-	// Deny refuses the write of a control register or MSR.
+	// Deny refuses the write of a control register or MSR: see WriteHolder.
 	Deny bool
 
 	// Regs, when not nil, replaces the vCPU's general purpose registers, RIP

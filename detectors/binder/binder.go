@@ -67,6 +67,9 @@ func (b *Binder) Unbind(ctx context.Context, bound *Binding) error {
 }
 
 func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (Bound, error) {
+	if spec.Source != nil {
+		return b.watch(ctx, d, spec)
+	}
 	loc, err := ParseLocation(spec.At)
 	if err != nil {
 		return Bound{}, err
@@ -203,7 +206,7 @@ type hit struct {
 
 // readKernel reads the kernel's memory. With KPTI user code does not map it.
 func (h *hit) readKernel(p []byte, at xenevents.GVA) (int, error) {
-	if h.Regs.CPL() != 0 {
+	if h.Regs.CPL() != 0 || h.Hit.Seen != nil { // which may be in the kernel's entry, or of CR3 itself
 		return h.kernel.Read(p, at)
 	}
 	return h.Hit.Read(p, at)

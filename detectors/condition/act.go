@@ -33,7 +33,7 @@ func (p *Program) text(r *Result) string {
 	if p.message != nil {
 		return p.message.Text()
 	}
-	text := "a call"
+	text := p.scope.of.String()
 	if p.rule.When != "" {
 		text += " matched " + p.rule.When
 	}
@@ -56,7 +56,7 @@ func (p *Program) verdict(h detectors.Hit, v *detectors.Verdict) string {
 		v.Deny, v.Return = true, p.deny
 		switch err := h.CanDeny(); {
 		case err == nil:
-			done = append(done, "denied with "+guestos.ReturnText(p.deny))
+			done = append(done, p.denied())
 		case errors.Is(err, detectors.ErrDenied):
 			done = append(done, "denied by another detector")
 		default:
@@ -94,7 +94,7 @@ func (p *Program) setAll(h detectors.Hit, v *detectors.Verdict) (done []string) 
 
 func (p *Program) would() (all []string) {
 	if p.rule.Deny != "" {
-		all = append(all, "denied with "+guestos.ReturnText(p.deny))
+		all = append(all, p.denied())
 	}
 	for _, a := range p.set {
 		all = append(all, "changed ("+a.text+")")
@@ -103,4 +103,12 @@ func (p *Program) would() (all []string) {
 		all = append(all, "paused")
 	}
 	return all
+}
+
+// denied says what denying is.
+func (p *Program) denied() string {
+	if p.scope.of != Instruction {
+		return "denied"
+	}
+	return "denied with " + guestos.ReturnText(p.deny)
 }

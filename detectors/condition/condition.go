@@ -44,6 +44,10 @@ type Place struct {
 	// value, of type Result; the zero Type where that is not known.
 	Ends   bool
 	Result isf.Type
+	// Of is what is watched there, if it is no instruction. Deniable: what is seen can be
+	// denied. Async: the guest does not wait.
+	Of              Of
+	Deniable, Async bool
 }
 
 // Scope is what expressions at one place may name: the function's arguments or its
@@ -52,6 +56,7 @@ type Place struct {
 type Scope struct {
 	profile *isf.Profile
 	ends    bool
+	of      Of
 	args    []guestos.Arg
 	names   map[string]source
 	env     *cel.Env
@@ -61,7 +66,7 @@ type Scope struct {
 
 // NewScope makes the scope of a place.
 func NewScope(profile *isf.Profile, at Place) (*Scope, error) {
-	s := &Scope{profile: profile, ends: at.Ends, names: map[string]source{}, hit: &view{}}
+	s := &Scope{profile: profile, ends: at.Ends, of: at.Of, names: map[string]source{}, hit: &view{}}
 	if !at.Ends {
 		s.args = at.Args
 	}
@@ -176,6 +181,8 @@ func (s *Scope) known() string {
 	}
 	what := "; there are pid, tid, comm, uid, start_time and vcpu"
 	switch {
+	case s.of != Instruction:
+		what += ", and " + knownOf(s.of)
 	case s.ends:
 		what += ", and ret; when a call has returned its arguments are gone"
 	case len(args) > 0:

@@ -54,6 +54,7 @@ func (s *Scope) declare(result isf.Type) error {
 			add(p.name, from)
 		}
 	}
+	s.declareSource(add)
 	for i, a := range s.args {
 		shape := s.inRegister(a.Type)
 		if shape == nil {

@@ -79,7 +79,7 @@ type Stats struct {
 
 // Compile compiles a rule for a place.
 func Compile(profile *isf.Profile, at Place, r Rule) (*Program, error) {
-	if err := r.check(at); err != nil {
+	if err := r.Check(at); err != nil {
 		return nil, err
 	}
 	scope, err := NewScope(profile, at)
@@ -96,7 +96,8 @@ func Compile(profile *isf.Profile, at Place, r Rule) (*Program, error) {
 	return p, nil
 }
 
-func (r *Rule) check(at Place) error {
+// Check says what of a rule makes no sense at a place, without a profile.
+func (r *Rule) Check(at Place) error {
 	switch {
 	case r.Key != "" && r.Threshold == 0:
 		return errors.New("a key without a threshold counts for nothing: say which number of matches is too many")
@@ -106,7 +107,9 @@ func (r *Rule) check(at Place) error {
 		return errors.New("enforce mode without a verdict: say what is to happen (deny, set or pause)")
 	case r.Deny != "" && at.Ends:
 		return errors.New("a call that has returned can't be refused, and a rule with returns judges the end of calls: say deny without return, or set ret")
-	case r.Deny != "" && !at.Entry:
+	case at.Of != Instruction && r.checkSource(at) != nil:
+		return r.checkSource(at)
+	case r.Deny != "" && at.Of == Instruction && !at.Entry:
 		return errors.New("a call is refused at its function's entry: the place must be a symbol without an offset")
 	case r.Deny != "" && len(r.Set) > 0:
 		return errors.New("deny and set exclude each other: a call that is refused does not run")
@@ -171,7 +174,7 @@ func (p *Program) compileActions() (err error) {
 			return fmt.Errorf("message %w", err)
 		}
 	}
-	if p.rule.Deny != "" {
+	if p.rule.Deny != "" && p.scope.of == Instruction {
 		if p.deny, err = guestos.ParseReturn(p.rule.Deny); err != nil {
 			return fmt.Errorf("deny: %w", err)
 		}
@@ -238,7 +241,7 @@ func (p *Program) unseen(err error) detectors.Outcome {
 		return detectors.Outcome{}
 	}
 	return detectors.Outcome{Finding: &detectors.Finding{
-		Severity: detectors.Medium, Message: fmt.Sprintf("a call could not be judged, and was let pass (%d so far): %s", n, shorten(err.Error())),
+		Severity: detectors.Medium, Message: fmt.Sprintf("%s could not be judged, and was let pass (%d so far): %s", p.scope.of, n, shorten(err.Error())),
 		Facts: []detectors.Fact{{Name: "errors", Value: n}},
 	}}
 }

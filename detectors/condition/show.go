@@ -48,8 +48,11 @@ func (s *Scope) Capture(spec string) (*Capture, error) {
 	return &Capture{Name: strings.TrimSpace(name), Expression: e}, nil
 }
 
-// Arguments are captures of all arguments of the function.
+// Arguments are captures of all arguments of the function, or of what was seen.
 func (s *Scope) Arguments() ([]*Capture, error) {
+	if s.of != Instruction {
+		return s.seen()
+	}
 	var all []*Capture
 	for i, a := range s.args {
 		name := fmt.Sprintf("arg%d", i)

@@ -12,7 +12,13 @@ import (
 // daemonHost is a copy in whose dom0 hprobed runs.
 func daemonHost(t *testing.T, cfg lab.Config, programs ...string) *lab.Host {
 	t.Helper()
-	files := []lab.File{binary(t, "cmd/hprobe"), binary(t, "cmd/hprobed"), binary(t, "test/xen/texthash"), profile(t, cfg.Guest)}
+	return daemonHostWith(t, cfg, nil, programs...)
+}
+
+// daemonHostWith is daemonHost with other files.
+func daemonHostWith(t *testing.T, cfg lab.Config, more []lab.File, programs ...string) *lab.Host {
+	t.Helper()
+	files := append([]lab.File{binary(t, "cmd/hprobe"), binary(t, "cmd/hprobed"), binary(t, "test/xen/texthash"), profile(t, cfg.Guest)}, more...)
 	for _, name := range programs {
 		files = append(files, program(t, name))
 	}

@@ -62,6 +62,7 @@ func Checks() []Check {
 		{"views-absent-frame", onDomain(viewsAbsent)},
 		{"views-busy", onDomain(viewsBusy)},
 		{"async-events", onDomain(asyncEvents)},
+		{"held-writes", onDomain(heldWrites)},
 		{"read-violation", onDomain(readViolation)},
 		{"execute-violation", onDomain(executeViolation)},
 		{"hidden-int3", onDomain(hiddenInt3)},

@@ -174,7 +174,13 @@ func answerAll(e xenevents.Events) error {
 	var batch [8]xenevents.Event
 	n, err := e.TryNext(batch[:])
 	for i := range n {
-		err = errors.Join(err, e.Reply(&batch[i], &xenevents.Reply{}))
+		r, ev := &xenevents.Reply{}, &batch[i]
+		if ev.Kind == xenevents.KindCPUID { // which was done already
+			regs := ev.Regs
+			regs.RIP += uint64(ev.InsnLen)
+			r.Regs = &regs
+		}
+		err = errors.Join(err, e.Reply(ev, r))
 	}
 	return errors.Join(err, e.Flush())
 }

@@ -221,9 +221,29 @@ func (e *Events) monitor(s xenevents.Subscription, op uint32) error {
 	switch {
 	case errors.Is(err, sys.EOPNOTSUPP), errors.Is(err, sys.ENOSYS):
 		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("%v events", s.Kind), Need: "another CPU or Xen", Err: err}
+	case s.Kind == xenevents.KindMSR && errors.Is(err, sys.EINVAL):
+		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("events of MSR %#x", s.Index), Need: "one of 0 to 0x1fff, 0x40000000 to 0x40001fff, 0xc0000000 to 0xc0001fff", Err: err}
 	case err != nil:
 		return fmt.Errorf("%v events of domain %d: %w", s.Kind, e.dom.id, err)
 	}
+	return nil
+}
+
+// HoldWrites is xenevents.WriteHolder's.
+func (e *Events) HoldWrites() error {
+	for s := range e.subs {
+		if s.Kind == xenevents.KindControlReg && !s.Sync {
+			return fmt.Errorf("hold the writes of registers: nobody waits at those of CR%d", s.Index)
+		}
+	}
+	err := e.dom.host.domctlOn(e.dom.id, abi.DomctlMonitorOp, func(u []byte, _ uint64) { le.PutUint32(u, abi.MonitorControlRegisters) }, nil)
+	switch {
+	case errors.Is(err, sys.EOPNOTSUPP), errors.Is(err, sys.ENOSYS):
+		return &xenevents.UnsupportedError{Feature: "refusing writes of registers", Need: "Xen 4.14 or later", Err: err}
+	case err != nil:
+		return fmt.Errorf("hold the writes of registers of domain %d: %w", e.dom.id, err)
+	}
+	e.ring.holds = true
 	return nil
 }
 
@@ -410,7 +430,7 @@ func (e *Events) Settled() (bool, error) {
 		if err != nil && !errors.Is(err, xenevents.ErrVCPUDown) {
 			return false, err
 		}
-		if err == nil && r.RIP == p.rip {
+		if err == nil && r.RIP-p.rip <= p.slack {
 			return false, nil
 		}
 		p.unsettled = false
@@ -488,17 +508,32 @@ func (d *Domain) stepOff(v xenevents.VCPU) error {
 // answerAll lets every vCPU that waits for a reply run on.
 func (e *Events) answerAll() error {
 	var batch [abi.RingSlots]xenevents.Event
-	if _, err := e.take(batch[:]); err != nil {
+	n, err := e.take(batch[:])
+	if err != nil {
 		return err
 	}
 	for v := range e.pending {
 		if p := &e.pending[v]; p.open {
 			p.open = false
-			e.ring.respond(xenevents.VCPU(v), p, &xenevents.Reply{})
+			e.ring.respond(xenevents.VCPU(v), p, last(batch[:n], xenevents.VCPU(v)))
 			if err := e.Flush(); err != nil { // one by one: the ring may be full of them
 				return err
 			}
 		}
 	}
 	return e.Flush()
+}
+
+// last is the reply of a monitor that goes: the vCPU runs on. CPUID was done, and its
+// leaf is lost: it must not be done again.
+func last(events []xenevents.Event, v xenevents.VCPU) *xenevents.Reply {
+	r := &xenevents.Reply{}
+	for i := range events {
+		if ev := &events[i]; ev.VCPU == v && ev.Kind == xenevents.KindCPUID && ev.Paused {
+			regs := ev.Regs
+			regs.RIP += uint64(ev.InsnLen)
+			r.Regs = &regs
+		}
+	}
+	return r
 }

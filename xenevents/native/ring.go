@@ -16,6 +16,7 @@ type ring struct {
 	reqCons uint32
 	rspProd uint32
 	unsent  bool
+	holds   bool // writes of registers wait for their replies
 }
 
 // reset puts the shared indexes to where Xen's private ones are after
@@ -55,9 +56,14 @@ type pending struct {
 
 	rip uint64 // at the event
 	// unsettled: the last reply asked for something that Xen does when it
-	// schedules the vCPU: see xenevents.Settler.
+	// schedules the vCPU: see xenevents.Settler. It is done when the vCPU is further
+	// than slack bytes from rip.
 	unsettled bool
+	slack     uint64
 }
+
+// longestInsn is how long an instruction may be, in bytes.
+const longestInsn = 15
 
 // decode reads a request. Registers and the event's own fields are Xen's, but
 // the values in them are the guest's.
@@ -179,7 +185,11 @@ func (r *ring) respond(v xenevents.VCPU, p *pending, reply *xenevents.Reply) {
 		encodeRegisters(b[abi.EntryData:], reply.Regs)
 	}
 	le.PutUint32(b[abi.EntryFlags:], flags)
-	p.unsettled = reply.Emulate || reply.Regs != nil
+	p.unsettled, p.slack = reply.Emulate || reply.Regs != nil, 0
+	if r.holds && (p.reason == abi.ReasonControlReg || p.reason == abi.ReasonMSR) {
+		// The event is of before the instruction, and the vCPU stands behind it.
+		p.unsettled, p.slack = true, longestInsn
+	}
 	r.push()
 }
 

@@ -301,3 +301,31 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestHeldWritesSettle: the event of a write is of before its instruction, behind which
+// the vCPU stands until the write is done.
+func TestHeldWritesSettle(t *testing.T) {
+	for reason, want := range map[uint32]bool{abi.ReasonControlReg: true, abi.ReasonMSR: true, abi.ReasonInt3: false} {
+		for _, holds := range []bool{false, true} {
+			r := newRing(t, 7)
+			r.reset()
+			r.holds = holds
+			p := pending{open: true, reason: reason, rip: 0x1000}
+			r.respond(0, &p, &xenevents.Reply{Deny: true})
+			if p.unsettled != (want && holds) || p.unsettled && p.slack != longestInsn {
+				t.Errorf("reason %d, held %v: unsettled %v, slack %d", reason, holds, p.unsettled, p.slack)
+			}
+		}
+	}
+}
+
+// TestLastReply: CPUID was run already, and must not be again.
+func TestLastReply(t *testing.T) {
+	events := []xenevents.Event{{Kind: xenevents.KindInt3, VCPU: 1, Paused: true}, {Kind: xenevents.KindCPUID, VCPU: 2, Paused: true, InsnLen: 2, Regs: xenevents.Registers{RIP: 0x1000, RAX: 5}}}
+	if r := last(events, 1); r.Regs != nil {
+		t.Errorf("%+v", r)
+	}
+	if r := last(events, 2); r.Regs == nil || r.Regs.RIP != 0x1002 || r.Regs.RAX != 5 {
+		t.Errorf("%+v", r)
+	}
+}

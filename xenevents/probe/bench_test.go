@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/guestmem"
 	"github.com/hprobe/hprobe/xenevents/probe"
 	"github.com/hprobe/hprobe/xenevents/sim"
 )
@@ -47,6 +48,7 @@ type events struct {
 // feed gives out copies of one event, in batches.
 type feed struct {
 	*sim.Events
+	dom         *memory
 	event       xenevents.Event
 	then        *xenevents.Event // every second one is this
 	odd         bool
@@ -163,7 +165,7 @@ func TestHitAllocatesNothing(t *testing.T) {
 }
 
 // newFeed returns what has an engine serve n hits.
-func newFeed(tb testing.TB, batch, pages int, q probe.Request) func(n int) {
+func newFeed(tb testing.TB, batch, pages int, q probe.Request, then ...func(*feed, *probe.Engine, *sim.Space)) func(n int) {
 	tb.Helper()
 	const frames, pagesAt = 4096, otherAt + 16*xenevents.PageSize
 	h := sim.NewHost()
@@ -192,7 +194,8 @@ func newFeed(tb testing.TB, batch, pages int, q probe.Request) func(n int) {
 		then.Regs.RSP += 8
 		f.then = &then
 	}
-	engine, err := probe.New(&memory{Domain: dom.(*sim.Domain), all: g.Peek(0, frames*xenevents.PageSize), feed: f}, probe.Options{})
+	f.dom = &memory{Domain: dom.(*sim.Domain), all: g.Peek(0, frames*xenevents.PageSize), feed: f}
+	engine, err := probe.New(f.dom, probe.Options{})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -216,12 +219,59 @@ func newFeed(tb testing.TB, batch, pages int, q probe.Request) func(n int) {
 	for i := range pages {
 		add(probe.Request{At: pagesAt + xenevents.GVA(i)*xenevents.PageSize})
 	}
+	for _, f2 := range then {
+		f2(f, engine, s)
+	}
 	return func(n int) {
 		done := make(chan struct{})
 		f.start <- events{n, done}
 		<-done
 		if f.replies.Load() != int64(n) {
 			tb.Errorf("%d replies to %d hits", f.replies.Load(), n)
+		}
+	}
+}
+
+// TestWatchAllocatesNothing, as TestHitAllocatesNothing.
+func TestWatchAllocatesNothing(t *testing.T) {
+	for _, ev := range []xenevents.Event{
+		{Kind: xenevents.KindControlReg, Index: 3, New: 1}, {Kind: xenevents.KindMSR, Index: lstar, New: 1}, {Kind: xenevents.KindCPUID, Leaf: 1, InsnLen: 2},
+		{Kind: xenevents.KindMemAccess, Access: xenevents.AccessRW, Fault: xenevents.FaultGLAValid | xenevents.FaultWithGLA, GLA: dataAt},
+	} {
+		seen := 0
+		w := probe.Watch{Source: probe.Source{Kind: ev.Kind, Index: ev.Index, Any: true}, Budget: probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}, Decide: func(h *probe.Hit) probe.Verdict {
+			seen += int(h.Seen.Kind)
+			return probe.Verdict{}
+		}}
+		if ev.Kind == xenevents.KindMemAccess {
+			w.Source = bytesAt(dataAt+8, 8, xenevents.AccessW)
+		}
+		hit := newFeed(t, 1, 0, probe.Request{}, func(f *feed, engine *probe.Engine, s *sim.Space) {
+			w.Space = s.AddressSpace()
+			if _, err := engine.Watch(context.Background(), w); err != nil {
+				t.Fatal(err)
+			}
+			ev.Paused, ev.Regs = true, f.event.Regs
+			if ev.Kind == xenevents.KindMemAccess {
+				data, err := guestmem.NewReader(f.dom).Translate(w.Space, dataAt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ev.GFN = data.GPA.GFN()
+				ev.Regs.RIP += 7 // lea rax,[rdi+rsi]: none of its own
+			}
+			f.event = ev
+		})
+		const hits = 10_000
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		hit(hits)
+		runtime.ReadMemStats(&after)
+		if n := after.Mallocs - before.Mallocs; n > hits/10 {
+			t.Errorf("%v: %d allocations", ev.Kind, n)
+		}
+		if ev.Kind != xenevents.KindMemAccess && seen != hits*int(ev.Kind) {
+			t.Errorf("%v: %d of %d were seen", ev.Kind, seen, hits)
 		}
 	}
 }

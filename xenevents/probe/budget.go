@@ -137,7 +137,7 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 		}
 	}
 	if site != nil {
-		err = either(err, e.chargeSite(site, now, spent))
+		err = either(err, e.bill(site.users, now, spent))
 	}
 	if now >= e.meter.ends {
 		e.meter.slide(now, e.part, &e.budget)
@@ -145,18 +145,6 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 	}
 	if e.meter.add(since(now, e.began)) {
 		err = either(err, e.relieve(now))
-	}
-	return err
-}
-
-func (e *Engine) chargeSite(s *site, now, spent uint64) (err error) {
-	for _, user := range s.users {
-		if now >= user.meter.ends {
-			user.meter.slide(now, e.part, &user.budget)
-		}
-		if user.meter.add(spent) && !user.suspended {
-			err = either(err, e.suspend(user, now, user.meter.why(&user.budget)))
-		}
 	}
 	return err
 }

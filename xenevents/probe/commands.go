@@ -180,6 +180,9 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
 		e.removed()
+		if user.watch != nil {
+			return errors.Join(err, e.unwatch(user))
+		}
 		if user.follow != nil {
 			err = errors.Join(err, e.removeFollowed(user))
 		} else {
@@ -219,6 +222,9 @@ func (e *Engine) status(u *probe) Status {
 	}
 	if u.patch != nil {
 		s.Step, s.Insn = u.patch.step, u.patch.insn.text
+	}
+	if u.watch != nil {
+		s.Source = &u.watch.Source
 	}
 	switch {
 	case u.failed != "":

@@ -80,6 +80,7 @@ type Engine struct {
 
 	firstRemoval, lastRemoval time.Time // since the last Reclaim, of a probe
 
+	watches watches            // see watch.go
 	loose   []loose            // what pages have left: see follow.go
 	changes []pagewatch.Change // room for those of one write
 
@@ -115,6 +116,7 @@ type probe struct {
 	passed        uint64
 	failed        string
 	follow        *followed // nil: of a Request without Follow
+	watch         *watched  // nil: of a Request
 
 	returns, lost uint64
 	told          bool          // the log, that one can not be seen
@@ -479,6 +481,7 @@ func (e *Engine) settled() (bool, error) {
 func (e *Engine) detach(gone bool) error {
 	err := e.set.Leave()
 	if !gone { // its vCPUs run no more
+		err = errors.Join(err, e.unsubscribeAll())
 		e.drain()
 	}
 	clear(e.probes)
@@ -540,6 +543,8 @@ func (e *Engine) release(ev *xenevents.Event) error {
 		if _, ours := e.set.Find(ev.GFN, ev.Regs.RIP&xenevents.PageMask); !ours && e.guestsOwn(ev) {
 			return e.reinject(ev)
 		}
+	case xenevents.KindCPUID:
+		e.afterCPUID(ev, r)
 	}
 	return e.events.Reply(ev, r)
 }

@@ -108,6 +108,9 @@ func (e *Engine) patchesOf(u *probe) (all []*patch) {
 
 // fitAll is fit for each patch that a probe is on.
 func (e *Engine) fitAll(u *probe) (err error) {
+	if u.watch != nil {
+		return e.fitWatch(u)
+	}
 	for _, p := range e.patchesOf(u) {
 		err = either(err, e.fit(p))
 	}

@@ -20,6 +20,8 @@ func (e *Engine) answer(ev *xenevents.Event) error {
 		return e.violation(ev)
 	case xenevents.KindSingleStep:
 		return e.stepped(ev)
+	case xenevents.KindControlReg, xenevents.KindMSR, xenevents.KindCPUID:
+		return e.register(ev)
 	}
 	return e.reply(ev, e.newReply())
 }
@@ -178,7 +180,7 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 		}
 	}()
 	v = user.Decide(h)
-	if v.none(h.Return) {
+	if v.none(h.Return) || h.Seen != nil && (v.Action == SetRegs || v.Later != nil) {
 		panic("its verdict is none") // and must not keep others' from counting
 	}
 	return v
@@ -223,6 +225,18 @@ func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
 
 // stepOver lets the vCPU run the original instruction.
 func (e *Engine) stepOver(ev *xenevents.Event, how StepOver, p *patch) error {
+	if len(e.watches.frames) > 0 {
+		under, _, err := e.observe(ev, p.hidden.Original[:p.insn.length], false)
+		switch {
+		case err != nil:
+			return err
+		case under:
+			how = SingleStep // what it accesses there is known at its end
+		}
+	}
+	if how == Emulate && ev.Kind != xenevents.KindInt3 {
+		how = FastStep // Xen takes bytes to emulate at an int3 only
+	}
 	if how != Emulate {
 		return e.stepWith(ev, how, nil, p)
 	}
@@ -264,6 +278,11 @@ func (e *Engine) begin(ev *xenevents.Event, r *xenevents.Reply, next step) {
 // needs an event at its end.
 func (e *Engine) violation(ev *xenevents.Event) error {
 	e.touched(ev.GFN)
+	if len(e.watches.frames) > 0 {
+		if answered, err := e.watchedFault(ev); answered || err != nil {
+			return err
+		}
+	}
 	if !e.set.Holds(ev.GFN) {
 		if e.set.Protected(ev.GFN) {
 			return e.tableFault(ev)
@@ -284,10 +303,17 @@ func (e *Engine) violation(ev *xenevents.Event) error {
 func (e *Engine) stepped(ev *xenevents.Event) error {
 	s := e.stepOf(ev.VCPU)
 	was := *s
+	var err error
+	if len(e.watches.frames) > 0 {
+		err = e.finish(ev)
+	}
 	r := e.newReply()
 	if was.repeats && ev.Regs.RIP == was.rip {
 		// One repetition was done: in the view the rest would be more hits.
-		return e.reply(ev, r)
+		if len(e.watches.frames) > 0 {
+			err = either(err, e.observeNext(ev))
+		}
+		return either(err, e.reply(ev, r))
 	}
 	*s = step{}
 	r.Switch, r.View = true, e.set.View()
@@ -301,9 +327,8 @@ func (e *Engine) stepped(ev *xenevents.Event) error {
 	case was.active:
 		r.Step = xenevents.StepToggle
 	}
-	var err error
 	if was.refresh {
-		err = e.follow(xenevents.AddressSpaceOf(&ev.Regs), &was)
+		err = either(err, e.follow(xenevents.AddressSpaceOf(&ev.Regs), &was))
 	}
 	return errors.Join(err, e.reply(ev, r))
 }

@@ -62,6 +62,11 @@ func (e *Engine) hold(ev *xenevents.Event) error {
 	if err != nil || info.Paused {
 		return err
 	}
+	if e.held { // somebody undid the last one: see resumes
+		if err := e.dom.Unpause(); err != nil {
+			e.log.Debug("the domain went on", "err", err)
+		}
+	}
 	e.log.Warn("a probe pauses the domain: xl unpause has it go on", "vcpu", ev.VCPU, "at", xenevents.GVA(ev.Regs.RIP))
 	e.held = true
 	return e.dom.Pause()

@@ -89,7 +89,7 @@ type Request struct {
 }
 
 // Hit is one execution of a probed instruction, before it ran; or with Return the
-// end of a call. It is valid during Decide only.
+// end of a call, or with Seen what a Watch saw. It is valid during Decide only.
 type Hit struct {
 	Probe ID
 	// Seq counts the probe's hits, from 1. A return has that of its entry.
@@ -103,6 +103,8 @@ type Hit struct {
 	Space xenevents.AddressSpace
 	// Regs are the vCPU's registers. To change them, return a Verdict.
 	Regs *xenevents.Registers
+	// Seen is what a Watch saw; nil at an instruction.
+	Seen *Seen
 
 	engine  *Engine
 	patch   *patch
@@ -124,6 +126,12 @@ var ErrDenied = errors.New("the call is denied already")
 // CanDeny says whether a verdict to deny this hit will be carried out, and if not
 // why. Whoever tells people that a call was stopped asks first.
 func (h *Hit) CanDeny() error {
+	if h.Seen != nil {
+		if h.Seen.refuse == nil && h.verdict.Action == Deny {
+			return ErrDenied
+		}
+		return h.Seen.refuse
+	}
 	if h.Return {
 		return errors.New("the call is over")
 	}
@@ -240,6 +248,8 @@ type Status struct {
 	Gaps, GapTicks uint64
 	// Detail says why the probe is not armed.
 	Detail string
+	// Source is what it watches, of a Watch; else nil.
+	Source *Source
 }
 
 // Stats are an engine's counters.

@@ -11,10 +11,11 @@ import (
 //
 //	free       rwx, what it is in view 0
 //	protected  the guest's writes fault
+//	watched    accesses of some kinds fault, for whoever watches the frame
 //	shadowed   its copy is shown, which may be run only
 //
-// and a frame may be protected and shadowed at once: then it is shadowed, where
-// writes fault as well, and is protected again when the copy goes.
+// and it may be all of these at once: it has the rights that all of them leave it. EPT
+// has no right to write without that to read: where reads fault, writes do as well.
 
 // Protect has the guest's writes to a frame fault in the probe view. It counts:
 // each Protect needs its Unprotect. It fails with ErrAbsent for what is not the
@@ -26,17 +27,14 @@ func (s *Set) Protect(gfn xenevents.GFN) error {
 	if gfn > s.max {
 		return fmt.Errorf("gfn %v is not the guest's own memory: %w", gfn, xenevents.ErrAbsent)
 	}
-	if s.protected[gfn] == 0 && s.pages[gfn] == nil {
-		if s.holes[gfn] {
-			if err := xenevents.WithPaused(s.dom, func() error { return s.fill([]xenevents.GFN{gfn}) }); err != nil {
-				return err
-			}
-		}
-		if err := s.protect(gfn); err != nil {
-			return fmt.Errorf("protect gfn %v: %w", gfn, err)
-		}
-	}
 	s.protected[gfn]++
+	if s.protected[gfn] > 1 || s.pages[gfn] != nil {
+		return nil
+	}
+	if err := s.allow(gfn); err != nil {
+		delete(s.protected, gfn)
+		return fmt.Errorf("protect gfn %v: %w", gfn, err)
+	}
 	return nil
 }
 
@@ -54,11 +52,74 @@ func (s *Set) Unprotect(gfn xenevents.GFN) error {
 	if s.pages[gfn] != nil {
 		return nil
 	}
-	if err := ifThere(s.dom.SetAccess(s.view, gfn, xenevents.AccessRWX)); err != nil {
+	if err := ifThere(s.allow(gfn)); err != nil {
 		return fmt.Errorf("free gfn %v: %w", gfn, err)
 	}
 	return nil
 }
+
+// watchers are how many watch each kind of access: reads, writes, execution.
+type watchers [3]int
+
+// kinds are what is watched of a frame.
+func (w watchers) kinds() (a xenevents.Access) {
+	for i, n := range w {
+		if n > 0 {
+			a |= 1 << i
+		}
+	}
+	return a
+}
+
+// Watch has the guest's accesses of some kinds to a frame fault in the probe view; of
+// other kinds as well, where the frame is more than watched. It counts: each Watch
+// needs its Unwatch. Else it is as Protect.
+func (s *Set) Watch(gfn xenevents.GFN, a xenevents.Access) error {
+	if gfn > s.max {
+		return fmt.Errorf("gfn %v is not the guest's own memory: %w", gfn, xenevents.ErrAbsent)
+	}
+	before := s.watched[gfn]
+	s.addWatch(gfn, a, 1)
+	if s.watched[gfn].kinds() == before.kinds() {
+		return nil
+	}
+	if err := s.allow(gfn); err != nil {
+		s.addWatch(gfn, a, -1)
+		return fmt.Errorf("watch gfn %v: %w", gfn, err)
+	}
+	return nil
+}
+
+// Unwatch takes back one Watch.
+func (s *Set) Unwatch(gfn xenevents.GFN, a xenevents.Access) error {
+	before := s.watched[gfn]
+	if before.kinds()&a != a {
+		return fmt.Errorf("gfn %v is not watched for %v", gfn, a)
+	}
+	s.addWatch(gfn, a, -1)
+	if s.watched[gfn].kinds() == before.kinds() {
+		return nil
+	}
+	if err := ifThere(s.allow(gfn)); err != nil {
+		return fmt.Errorf("free gfn %v: %w", gfn, err)
+	}
+	return nil
+}
+
+func (s *Set) addWatch(gfn xenevents.GFN, a xenevents.Access, n int) {
+	w := s.watched[gfn]
+	for i := range w {
+		if a&(1<<i) != 0 {
+			w[i] += n
+		}
+	}
+	if s.watched[gfn] = w; w == (watchers{}) {
+		delete(s.watched, gfn)
+	}
+}
+
+// Watched says whether accesses to gfn fault because of a Watch.
+func (s *Set) Watched(gfn xenevents.GFN) bool { return s.watched[gfn] != (watchers{}) }
 
 // Protected says whether the guest's writes to gfn fault, whether it has a shadow
 // page or not.
@@ -67,15 +128,38 @@ func (s *Set) Protected(gfn xenevents.GFN) bool { return s.protected[gfn] > 0 }
 // Tables is how many frames are protected.
 func (s *Set) Tables() int { return len(s.protected) }
 
-// protect takes the right away. With AccessRPW, where Xen and the CPU have it, the
-// CPU's own page walks go on writing accessed and dirty bits without a fault.
-func (s *Set) protect(gfn xenevents.GFN) error {
-	if !s.noRPW {
+// allow gives a frame, in the view, the rights that it should have. An entry that was
+// reverted is filled before.
+func (s *Set) allow(gfn xenevents.GFN) error {
+	if s.holes[gfn] {
+		if err := xenevents.WithPaused(s.dom, func() error { return s.fill([]xenevents.GFN{gfn}) }); err != nil {
+			return err
+		}
+	}
+	return s.allowAs(gfn, s.pages[gfn] != nil)
+}
+
+// allowAs is allow for a frame that shows its copy, or does not. A table that is
+// nothing else gets AccessRPW where Xen and the CPU have it: the CPU's own page walks
+// go on writing accessed and dirty bits without a fault.
+func (s *Set) allowAs(gfn xenevents.GFN, shadowed bool) error {
+	a := xenevents.AccessRWX
+	if s.protected[gfn] > 0 {
+		a = xenevents.AccessRX
+	}
+	if shadowed {
+		a = xenevents.AccessX
+	}
+	watched := s.watched[gfn].kinds()
+	if watched&xenevents.AccessR != 0 {
+		watched |= xenevents.AccessW
+	}
+	if s.protected[gfn] > 0 && !shadowed && watched == 0 && !s.noRPW {
 		err := s.dom.SetAccess(s.view, gfn, xenevents.AccessRPW)
 		if !errors.Is(err, errors.ErrUnsupported) {
 			return err
 		}
 		s.noRPW = true
 	}
-	return s.dom.SetAccess(s.view, gfn, xenevents.AccessRX)
+	return s.dom.SetAccess(s.view, gfn, a&^watched)
 }

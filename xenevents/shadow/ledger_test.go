@@ -169,3 +169,46 @@ func TestInsertDisplaced(t *testing.T) {
 		r.must(r.set.Remove(p))
 	}
 }
+
+// TestWatch: a frame that is watched faults for what is watched of it, whatever else it
+// is, and is what it was when the last watch goes.
+func TestWatch(t *testing.T) {
+	r := newRig(t, 2)
+	gfn := r.code[0]
+	check := func(what string, writes, reads int) {
+		t.Helper()
+		if w, rd := r.faults(0); w != writes || rd != reads {
+			t.Errorf("%s: %d writes and %d reads fault, want %d and %d", what, w, rd, writes, reads)
+		}
+		if w, rd := r.faults(1); w+rd != 0 {
+			t.Errorf("%s: its neighbour faults", what)
+		}
+	}
+	r.must(r.set.Watch(gfn, xenevents.AccessW))
+	check("writes", 1, 0)
+	r.must(r.set.Watch(gfn, xenevents.AccessR))
+	check("reads, too", 1, 1)
+	r.must(r.set.Unwatch(gfn, xenevents.AccessW))
+	check("reads only, which EPT can't have", 1, 1)
+	r.must(r.set.Protect(gfn))
+	r.must(r.set.Unwatch(gfn, xenevents.AccessR))
+	check("protected", 1, 0)
+	r.must(r.set.Watch(gfn, xenevents.AccessR))
+	p := r.insert(0, movAt, 5)
+	r.must(r.set.Unprotect(gfn))
+	check("watched and shadowed", 1, 1)
+	r.must(r.set.Remove(p))
+	r.must(xenevents.WithPaused(r.dom, r.set.Reclaim))
+	check("watched", 1, 1)
+	if !r.set.Watched(gfn) || r.set.Idle() && r.set.Pages() > 0 {
+		t.Error("it is not watched")
+	}
+	r.must(r.set.Unwatch(gfn, xenevents.AccessR))
+	check("free", 0, 0)
+	if err := r.set.Unwatch(gfn, xenevents.AccessR); err == nil || r.set.Watched(gfn) {
+		t.Errorf("watched %v, %v", r.set.Watched(gfn), err)
+	}
+	if err := r.set.Watch(1<<30, xenevents.AccessW); !errors.Is(err, xenevents.ErrAbsent) {
+		t.Error(err)
+	}
+}

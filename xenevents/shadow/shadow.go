@@ -44,8 +44,9 @@ type Set struct {
 	open   bool
 	one    [1]byte // for poke, which a hit may need: it must not allocate
 
-	protected map[xenevents.GFN]int // how often each: see ledger.go
-	noRPW     bool                  // Xen or the CPU lacks AccessRPW
+	protected map[xenevents.GFN]int      // how often each: see ledger.go
+	watched   map[xenevents.GFN]watchers // the same
+	noRPW     bool                       // Xen or the CPU lacks AccessRPW
 }
 
 // page is a shadow page.
@@ -79,7 +80,7 @@ func Open(dom Domain) (*Set, error) {
 	if err := dom.EnableViews(); err != nil {
 		return nil, err
 	}
-	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}, holes: map[xenevents.GFN]bool{}, protected: map[xenevents.GFN]int{}}
+	s := &Set{dom: dom, pages: map[xenevents.GFN]*page{}, all: map[xenevents.GPA]*Patch{}, holes: map[xenevents.GFN]bool{}, protected: map[xenevents.GFN]int{}, watched: map[xenevents.GFN]watchers{}}
 	if err := s.enter(); err != nil {
 		return nil, errors.Join(err, dom.DisableViews())
 	}
@@ -192,7 +193,7 @@ func (s *Set) addPage(pg *page) (err error) {
 	if err = s.dom.RemapGFN(s.view, pg.gfn, pg.shadow); err != nil {
 		return err
 	}
-	if err = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX); err != nil {
+	if err = s.allowAs(pg.gfn, true); err != nil {
 		// Not settled, perhaps, but what the guest writes to a copy is lost.
 		return errors.Join(err, s.dom.RevertGFN(s.view, pg.gfn), s.fill([]xenevents.GFN{pg.gfn}))
 	}
@@ -217,13 +218,18 @@ func (s *Set) fill(gfns []xenevents.GFN) (err error) {
 		}
 		e := s.dom.RemapGFN(s.view, pg.gfn, pg.shadow)
 		if e == nil {
-			e = s.dom.SetAccess(s.view, pg.gfn, xenevents.AccessX)
+			e = s.allowAs(pg.gfn, true)
 		}
 		err = errors.Join(err, ifThere(e))
 	}
 	for table := range s.protected {
 		if near[table/hugepage] && s.pages[table] == nil {
-			err = errors.Join(err, ifThere(s.protect(table)))
+			err = errors.Join(err, ifThere(s.allowAs(table, false)))
+		}
+	}
+	for frame := range s.watched {
+		if near[frame/hugepage] && s.pages[frame] == nil && s.protected[frame] == 0 {
+			err = errors.Join(err, ifThere(s.allowAs(frame, false)))
 		}
 	}
 	for _, gfn := range gfns {
@@ -302,8 +308,8 @@ func (s *Set) Idle() bool {
 	return s.unused > 0 || s.bare() && len(s.spares) > 0
 }
 
-// bare says whether nothing is hidden and nothing protected.
-func (s *Set) bare() bool { return len(s.pages) == 0 && len(s.protected) == 0 }
+// bare says whether nothing is hidden, protected or watched.
+func (s *Set) bare() bool { return len(s.pages) == 0 && len(s.protected) == 0 && len(s.watched) == 0 }
 
 // Reclaim takes away the copies of pages without patches, and with the last copy
 // the spare frames: the guest has no more memory than before the first patch, and
@@ -451,5 +457,6 @@ func (s *Set) Close() error {
 	s.unused = 0
 	clear(s.all)
 	clear(s.protected)
+	clear(s.watched)
 	return errors.Join(errs...)
 }

@@ -251,7 +251,7 @@ func (r *rig) answer(ev *xenevents.Event) xenevents.Reply {
 		r.must(err)
 		r.changed = append(r.changed, changed...)
 		return xenevents.Reply{Switch: true, View: r.set.View(), Step: xenevents.StepToggle}
-	case !r.set.Holds(ev.GFN) && !r.set.Protected(ev.GFN):
+	case !r.set.Holds(ev.GFN) && !r.set.Protected(ev.GFN) && !r.set.Watched(ev.GFN):
 		r.t.Fatalf("a violation at gfn %v, which has no copy", ev.GFN)
 	case ev.Access&xenevents.AccessW != 0:
 		r.writes++

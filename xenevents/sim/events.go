@@ -27,6 +27,7 @@ type Events struct {
 	open        int               // slots of events whose reply Xen has not seen
 	interrupted bool
 	closed      bool
+	holds       bool // see HoldWrites
 }
 
 type reply struct {
@@ -37,6 +38,7 @@ type reply struct {
 var _ interface {
 	xenevents.Events
 	xenevents.Settler
+	xenevents.WriteHolder
 } = (*Events)(nil)
 
 func (e *Events) wakeUp() {
@@ -74,7 +76,7 @@ func (g *Guest) post(v *VCPU, ev *xenevents.Event, pause bool) bool {
 	ev.Paused, ev.VCPU, ev.View, ev.Regs, ev.Cookie = pause, v.id, v.view, v.regs, g.seq
 	e.queue = append(e.queue, *ev)
 	if pause {
-		v.waiting, v.taken, v.cookie = true, false, g.seq
+		v.waiting, v.taken, v.cookie, v.kind = true, false, g.seq, ev.Kind
 	}
 	e.wakeUp()
 	return true
@@ -127,6 +129,17 @@ func (e *Events) Unsubscribe(s xenevents.Subscription) error {
 	e.guest.mu.Lock()
 	defer e.guest.mu.Unlock()
 	e.subs = slices.DeleteFunc(e.subs, func(x xenevents.Subscription) bool { return x == s })
+	return nil
+}
+
+// HoldWrites has writes of control registers and MSRs wait for their replies.
+func (e *Events) HoldWrites() error {
+	e.guest.mu.Lock()
+	defer e.guest.mu.Unlock()
+	if slices.ContainsFunc(e.subs, func(s xenevents.Subscription) bool { return s.Kind == xenevents.KindControlReg && !s.Sync }) {
+		return errors.New("nobody waits at the writes of a control register")
+	}
+	e.holds = true
 	return nil
 }
 
@@ -259,9 +272,16 @@ func (e *Events) Close() error {
 		r.vcpu.apply(&r.Reply)
 	}
 	for _, v := range e.guest.vcpus {
+		if v.owesWrite || e.holds && v.waiting && isWrite(v.kind) {
+			e.guest.accidents = append(e.guest.accidents, fmt.Sprintf("vCPU %d lost a write", v.id))
+		}
 		if v.waiting {
+			if v.kind == xenevents.KindCPUID {
+				e.guest.accidents = append(e.guest.accidents, fmt.Sprintf("vCPU %d does CPUID twice", v.id))
+			}
 			v.apply(&xenevents.Reply{})
 		}
+		v.owesWrite = false
 		v.owed, v.stepping, v.fast = nil, false, false
 	}
 	e.guest.events = nil

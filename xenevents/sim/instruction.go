@@ -81,7 +81,7 @@ func (v *VCPU) int3(length uint8) error {
 	if err != nil {
 		return err
 	}
-	return &stop{xenevents.Event{Kind: xenevents.KindInt3, GFN: at.GFN(), InsnLen: length, IntType: trapInt3}}
+	return &stop{event: xenevents.Event{Kind: xenevents.KindInt3, GFN: at.GFN(), InsnLen: length, IntType: trapInt3}}
 }
 
 // execute does what can fail first: an instruction happens whole or not at all.

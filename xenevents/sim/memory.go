@@ -126,7 +126,7 @@ func (v *VCPU) phys(at xenevents.GPA, need xenevents.Access, gla xenevents.GVA, 
 	if need == xenevents.AccessW {
 		tried = xenevents.AccessRW
 	}
-	return nil, &stop{xenevents.Event{
+	return nil, &stop{event: xenevents.Event{
 		Kind: xenevents.KindMemAccess, GFN: at.GFN(), Offset: uint32(at.Offset()), GLA: gla, Access: tried, Fault: fault,
 	}}
 }

@@ -298,20 +298,39 @@ func TestWritesThatAreTold(t *testing.T) {
 	r.reply(e, &batch[1], xenevents.Reply{})
 	r.wait()
 	r.must(e.Subscribe(xenevents.Subscription{Kind: xenevents.KindMSR, Index: 0xc000_0082, Sync: true}))
+	r.cpu.Run(WriteMSR(0xc000_0082, 4))
+	ev := r.next(e)
+	if got := r.cpu.Registers().LSTAR; got != 4 || ev.Regs.LSTAR == 4 {
+		t.Errorf("LSTAR %d while the monitor is told, who sees %d", got, ev.Regs.LSTAR)
+	}
+	r.reply(e, ev, xenevents.Reply{Deny: true}) // too late
+	r.wait()
+	if err := e.HoldWrites(); err == nil || r.cpu.Registers().LSTAR != 4 {
+		t.Errorf("LSTAR %d; writes are held of which nobody waits for one: %v", r.cpu.Registers().LSTAR, err)
+	}
+	r.must(e.Unsubscribe(xenevents.Subscription{Kind: xenevents.KindControlReg, Index: 3, OnChange: true}))
+	r.must(e.HoldWrites())
 	r.cpu.Run(WriteMSR(0xc000_0082, 5), WriteMSR(0xc000_0082, 6))
-	r.reply(e, r.next(e), xenevents.Reply{})
+	ev = r.next(e)
+	if got := r.cpu.Registers().LSTAR; got != 4 {
+		t.Errorf("LSTAR %d before the reply to a write that is held", got)
+	}
+	r.reply(e, ev, xenevents.Reply{})
 	r.reply(e, r.next(e), xenevents.Reply{Deny: true})
 	r.wait()
 	if got := r.cpu.Registers().LSTAR; got != 5 {
 		t.Errorf("LSTAR %d after a write that was denied", got)
 	}
 	r.cpu.Run(CPUID(7, 1))
-	ev := r.next(e)
-	if ev.Leaf != 7 || ev.Subleaf != 1 {
+	ev = r.next(e)
+	if ev.Leaf != 7 || ev.Subleaf != 1 || ev.Regs.RBX != 8 {
 		t.Errorf("%+v", ev)
 	}
-	r.reply(e, ev, xenevents.Reply{}) // runs it again
+	r.reply(e, ev, xenevents.Reply{}) // runs it again, of another leaf
 	ev = r.next(e)
+	if ev.Leaf != ^uint32(7) {
+		t.Errorf("%+v", ev)
+	}
 	regs := ev.Regs
 	regs.RIP += uint64(ev.InsnLen)
 	r.reply(e, ev, xenevents.Reply{Regs: &regs})

@@ -29,19 +29,22 @@ type VCPU struct {
 	busy   bool          // with a script, to the reply of its last event
 	done   chan struct{} // closed when it is not any more
 
-	waiting  bool   // an event of it has had no reply yet
-	taken    bool   // the monitor has that event
-	cookie   uint64 // of that event
-	owed     *xenevents.Event
-	answered bool // the step's event has had its reply
-	denied   bool // and that forbids the write
-	moved    bool // RIP was moved: the present instruction is over
-	inject   uint8
-	setRegs  *xenevents.Registers // of a reply, until the vCPU runs
-	emulate  *emulation           // the same
-	stepping bool
-	fast     bool
-	after    xenevents.View
+	waiting   bool   // an event of it has had no reply yet
+	taken     bool   // the monitor has that event
+	cookie    uint64 // of that event
+	kind      xenevents.Kind
+	owesWrite bool // a held write, whose event has had its reply
+	owed      *xenevents.Event
+	answered  bool // the step's event has had its reply
+	denied    bool // and that forbids the write
+	moved     bool // RIP was moved: the present instruction is over
+	inject    uint8
+	setRegs   *xenevents.Registers // of a reply, until the vCPU runs
+	emulate   *emulation           // the same
+	stepping  bool
+	fast      bool
+	after     xenevents.View
+	msrs      map[uint32]uint64
 }
 
 // emulation runs one instruction with memory as view 0 shows it. Without insn it
@@ -49,7 +52,13 @@ type VCPU struct {
 type emulation struct{ insn []byte }
 
 // stop is an error that says: not yet, the monitor must be asked first.
-type stop struct{ event xenevents.Event }
+type stop struct {
+	event xenevents.Event
+	then  func() // what is done when the monitor was told; nil: nothing
+}
+
+// errPosted says that the event is in the ring already.
+var errPosted = errors.New("the event is posted")
 
 func (s *stop) Error() string { return fmt.Sprintf("%v event", s.event.Kind) }
 
@@ -63,7 +72,7 @@ const (
 func newVCPU(g *Guest, id xenevents.VCPU) *VCPU {
 	done := make(chan struct{})
 	close(done)
-	return &VCPU{guest: g, id: id, done: done, regs: xenevents.Registers{
+	return &VCPU{guest: g, id: id, done: done, msrs: map[uint32]uint64{}, regs: xenevents.Registers{
 		RIP: resetRIP, RFLAGS: rflags, CR0: xenevents.CR0PG | xenevents.CR0WP | 1, CR4: xenevents.CR4PAE, EFER: efer, CS: 0x10, SS: 0x18,
 	}}
 }
@@ -160,7 +169,7 @@ func (v *VCPU) end(err error) {
 }
 
 // unsettled says whether a reply is not carried out yet.
-func (v *VCPU) unsettled() bool { return v.setRegs != nil || v.emulate != nil }
+func (v *VCPU) unsettled() bool { return v.setRegs != nil || v.emulate != nil || v.owesWrite }
 
 // advance lets the vCPU do one thing, and says whether it did.
 func (v *VCPU) advance() bool {
@@ -182,17 +191,21 @@ func (v *VCPU) advance() bool {
 	}
 	step := &v.script[0]
 	if v.moved {
-		v.moved, v.emulate = false, nil
+		v.moved, v.emulate, v.answered, v.denied = false, nil, false, false
 		v.next(step.over == nil || step.over(v))
 		return true
 	}
 	over, err := step.run(v)
 	var s *stop
 	if errors.As(err, &s) {
-		return v.guest.post(v, &s.event, true)
+		ok := v.guest.post(v, &s.event, true)
+		if ok && s.then != nil {
+			s.then()
+		}
+		return ok
 	}
-	if errors.Is(err, errFull) {
-		return false
+	if errors.Is(err, errFull) || errors.Is(err, errPosted) {
+		return errors.Is(err, errPosted)
 	}
 	if v.ran++; err == nil && v.ran > longest {
 		err = fmt.Errorf("no end after %d instructions", v.ran)
@@ -268,6 +281,7 @@ func (v *VCPU) switchTo(view xenevents.View) {
 // apply gives the vCPU its reply.
 func (v *VCPU) apply(r *xenevents.Reply) {
 	v.waiting, v.taken, v.answered, v.denied = false, false, true, r.Deny
+	v.owesWrite = v.guest.events != nil && v.guest.events.holds && isWrite(v.kind)
 	if r.Emulate {
 		v.emulate = &emulation{insn: slices.Clone(r.Insn[:r.InsnLen])}
 	}

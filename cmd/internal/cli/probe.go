@@ -20,11 +20,16 @@ process alone, and ends with it.`
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
 	var rule controlapi.Rule
+	var source controlapi.Source
 	add := &cobra.Command{
-		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
-		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + ruleHelp,
+		Use: "add --domain DOMAIN (--at PLACE | --register R | --cpuid LEAF | --memory RANGE)", Short: "Put a probe into a running guest", Args: exactly(),
+		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + sourceHelp + "\n\n" + ruleHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req.Rule = ruleOf(cmd, &rule)
+			var err error
+			if req.Source, err = sourceOf(cmd, &source); err != nil {
+				return err
+			}
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				p, err := c.AddProbe(cmd.Context(), &req)
 				if err != nil {
@@ -32,6 +37,10 @@ func (a *app) probe() *cobra.Command {
 				}
 				if a.json {
 					return a.message(p)
+				}
+				if p.GetSource() != nil {
+					_, err = fmt.Fprintf(a.out, "%s: watching %s in %s\n", p.GetId(), plain(p.GetAt()), guestText(p.GetDomain()))
+					return err
 				}
 				if p.GetState() == "waiting" {
 					_, err = fmt.Fprintf(a.out, "%s: waiting in %s for the page of %s in process %d\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetPid())
@@ -49,7 +58,8 @@ func (a *app) probe() *cobra.Command {
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
 	ruleFlags(add, &rule)
 	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel)")
-	must(add, "domain", "at")
+	sourceFlags(add, &source)
+	must(add, "domain")
 
 	var domain string
 	ls := &cobra.Command{Use: "ls", Short: "List probes, those of stopgaps among them", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
@@ -89,6 +99,14 @@ func must(cmd *cobra.Command, flags ...string) {
 		}
 		return nil
 	}
+}
+
+// stepOf is how a probe steps over its instruction, if it has one.
+func stepOf(p *controlapi.Probe) string {
+	if p.GetSource() != nil {
+		return "-"
+	}
+	return p.GetStep()
 }
 
 // placeOf is a probe's place, and whose.
@@ -134,7 +152,7 @@ var probeColumns = []probeColumn{
 	{"MATCHED", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetMatched()) }},
 	{"ERRORS", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetErrors()) }},
 	{"CHANGED", nil, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetChanged()) }},
-	{"STEP", nil, (*controlapi.Probe).GetStep},
+	{"STEP", nil, stepOf},
 	{"AT", nil, placeOf},
 	{"FOR", nil, func(p *controlapi.Probe) string {
 		if ruled(p) {

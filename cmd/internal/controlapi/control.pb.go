@@ -32,6 +32,7 @@ type AddProbeRequest struct {
 	Returns       bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
 	Rule          *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
 	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
+	Source        *Source                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`   // what is watched in place of an instruction; then at is empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -115,6 +116,91 @@ func (x *AddProbeRequest) GetPid() uint32 {
 	return 0
 }
 
+func (x *AddProbeRequest) GetSource() *Source {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+// Source is what a probe watches that is no instruction: one of register, cpuid and
+// memory.
+type Source struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Register      string                 `protobuf:"bytes,1,opt,name=register,proto3" json:"register,omitempty"` // cr0, cr3, cr4, cr4:smep,smap, cr0:0x10000, lstar, msr:0xc0000082
+	Cpuid         string                 `protobuf:"bytes,2,opt,name=cpuid,proto3" json:"cpuid,omitempty"`       // a leaf, or any
+	Memory        string                 `protobuf:"bytes,3,opt,name=memory,proto3" json:"memory,omitempty"`     // symbol, symbol+0x10:4, module!symbol, 0xffff888000001000+16, phys:0x1000+8
+	Access        string                 `protobuf:"bytes,4,opt,name=access,proto3" json:"access,omitempty"`     // of memory: r, w, x, or several; empty: w
+	Async         bool                   `protobuf:"varint,5,opt,name=async,proto3" json:"async,omitempty"`      // nobody waits at a write of cr0, cr3 or cr4
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Source) GetRegister() string {
+	if x != nil {
+		return x.Register
+	}
+	return ""
+}
+
+func (x *Source) GetCpuid() string {
+	if x != nil {
+		return x.Cpuid
+	}
+	return ""
+}
+
+func (x *Source) GetMemory() string {
+	if x != nil {
+		return x.Memory
+	}
+	return ""
+}
+
+func (x *Source) GetAccess() string {
+	if x != nil {
+		return x.Access
+	}
+	return ""
+}
+
+func (x *Source) GetAsync() bool {
+	if x != nil {
+		return x.Async
+	}
+	return false
+}
+
 // Rule says which hits count and what happens at them. Expressions are CEL over the
 // function's arguments and the process.
 type Rule struct {
@@ -125,7 +211,7 @@ type Rule struct {
 	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`                              // empty: all matches count together
 	ResetWhen     string                 `protobuf:"bytes,5,opt,name=reset_when,json=resetWhen,proto3" json:"reset_when,omitempty"` // a condition that sets its key's count to 0
 	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`                      // of the finding, with {EXPR}; empty: hprobed's
-	Deny          string                 `protobuf:"bytes,7,opt,name=deny,proto3" json:"deny,omitempty"`                            // what a refused call returns: EPERM, 0
+	Deny          string                 `protobuf:"bytes,7,opt,name=deny,proto3" json:"deny,omitempty"`                            // what a refused call returns: EPERM, 0; of a source "write"
 	Set           []string               `protobuf:"bytes,8,rep,name=set,proto3" json:"set,omitempty"`                              // PLACE=EXPR
 	Pause         bool                   `protobuf:"varint,9,opt,name=pause,proto3" json:"pause,omitempty"`
 	Mode          string                 `protobuf:"bytes,10,opt,name=mode,proto3" json:"mode,omitempty"` // observe (also empty), enforce
@@ -135,7 +221,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -147,7 +233,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -160,7 +246,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{1}
+	return file_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Rule) GetWhen() string {
@@ -242,7 +328,7 @@ type ListProbesRequest struct {
 
 func (x *ListProbesRequest) Reset() {
 	*x = ListProbesRequest{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +340,7 @@ func (x *ListProbesRequest) String() string {
 func (*ListProbesRequest) ProtoMessage() {}
 
 func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,7 +353,7 @@ func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesRequest.ProtoReflect.Descriptor instead.
 func (*ListProbesRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListProbesRequest) GetDomain() string {
@@ -286,7 +372,7 @@ type ListProbesResponse struct {
 
 func (x *ListProbesResponse) Reset() {
 	*x = ListProbesResponse{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +384,7 @@ func (x *ListProbesResponse) String() string {
 func (*ListProbesResponse) ProtoMessage() {}
 
 func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +397,7 @@ func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesResponse.ProtoReflect.Descriptor instead.
 func (*ListProbesResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListProbesResponse) GetProbes() []*Probe {
@@ -331,7 +417,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +429,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +442,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -389,13 +475,14 @@ type Probe struct {
 	Rule          *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
 	Matches       *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
 	Pid           uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
+	Source        *Source                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`                      // none: it is on an instruction
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +494,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +507,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Probe) GetId() string {
@@ -570,6 +657,13 @@ func (x *Probe) GetPid() uint32 {
 	return 0
 }
 
+func (x *Probe) GetSource() *Source {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
 // Matches are a rule's counters.
 type Matches struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -585,7 +679,7 @@ type Matches struct {
 
 func (x *Matches) Reset() {
 	*x = Matches{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +691,7 @@ func (x *Matches) String() string {
 func (*Matches) ProtoMessage() {}
 
 func (x *Matches) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +704,7 @@ func (x *Matches) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Matches.ProtoReflect.Descriptor instead.
 func (*Matches) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Matches) GetMatched() uint64 {
@@ -670,7 +764,7 @@ type AddStopgapRequest struct {
 
 func (x *AddStopgapRequest) Reset() {
 	*x = AddStopgapRequest{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +776,7 @@ func (x *AddStopgapRequest) String() string {
 func (*AddStopgapRequest) ProtoMessage() {}
 
 func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +789,7 @@ func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddStopgapRequest.ProtoReflect.Descriptor instead.
 func (*AddStopgapRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AddStopgapRequest) GetDomain() string {
@@ -762,7 +856,7 @@ type Detector struct {
 
 func (x *Detector) Reset() {
 	*x = Detector{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +868,7 @@ func (x *Detector) String() string {
 func (*Detector) ProtoMessage() {}
 
 func (x *Detector) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +881,7 @@ func (x *Detector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detector.ProtoReflect.Descriptor instead.
 func (*Detector) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Detector) GetId() string {
@@ -848,7 +942,7 @@ type ListDetectorsRequest struct {
 
 func (x *ListDetectorsRequest) Reset() {
 	*x = ListDetectorsRequest{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +954,7 @@ func (x *ListDetectorsRequest) String() string {
 func (*ListDetectorsRequest) ProtoMessage() {}
 
 func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +967,7 @@ func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsRequest.ProtoReflect.Descriptor instead.
 func (*ListDetectorsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDetectorsRequest) GetDomain() string {
@@ -892,7 +986,7 @@ type ListDetectorsResponse struct {
 
 func (x *ListDetectorsResponse) Reset() {
 	*x = ListDetectorsResponse{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +998,7 @@ func (x *ListDetectorsResponse) String() string {
 func (*ListDetectorsResponse) ProtoMessage() {}
 
 func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1011,7 @@ func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsResponse.ProtoReflect.Descriptor instead.
 func (*ListDetectorsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDetectorsResponse) GetDetectors() []*Detector {
@@ -937,7 +1031,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1043,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1056,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TraceRequest) GetDomain() string {
@@ -990,7 +1084,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1096,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1109,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1052,7 +1146,7 @@ type Argument struct {
 
 func (x *Argument) Reset() {
 	*x = Argument{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1158,7 @@ func (x *Argument) String() string {
 func (*Argument) ProtoMessage() {}
 
 func (x *Argument) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1171,7 @@ func (x *Argument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Argument.ProtoReflect.Descriptor instead.
 func (*Argument) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Argument) GetName() string {
@@ -1138,7 +1232,7 @@ type Hit struct {
 
 func (x *Hit) Reset() {
 	*x = Hit{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1244,7 @@ func (x *Hit) String() string {
 func (*Hit) ProtoMessage() {}
 
 func (x *Hit) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1257,7 @@ func (x *Hit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hit.ProtoReflect.Descriptor instead.
 func (*Hit) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Hit) GetTimeUnixNano() int64 {
@@ -1275,7 +1369,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1381,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1394,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FindingsRequest) GetDomain() string {
@@ -1334,7 +1428,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1440,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1453,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Fact) GetName() string {
@@ -1396,7 +1490,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1502,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1515,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Finding) GetTimeUnixNano() int64 {
@@ -1516,7 +1610,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1622,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1635,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 type StatusResponse struct {
@@ -1558,7 +1652,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1664,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1677,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1646,7 +1740,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1752,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1765,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Session) GetDomain() string {
@@ -1741,7 +1835,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xba\x01\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xed\x01\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -1749,7 +1843,14 @@ const file_control_proto_rawDesc = "" +
 	"\x04step\x18\x04 \x01(\tR\x04step\x12\x18\n" +
 	"\areturns\x18\x05 \x01(\bR\areturns\x12+\n" +
 	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x12\x10\n" +
-	"\x03pid\x18\a \x01(\rR\x03pid\"\xed\x01\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\x121\n" +
+	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\"\x80\x01\n" +
+	"\x06Source\x12\x1a\n" +
+	"\bregister\x18\x01 \x01(\tR\bregister\x12\x14\n" +
+	"\x05cpuid\x18\x02 \x01(\tR\x05cpuid\x12\x16\n" +
+	"\x06memory\x18\x03 \x01(\tR\x06memory\x12\x16\n" +
+	"\x06access\x18\x04 \x01(\tR\x06access\x12\x14\n" +
+	"\x05async\x18\x05 \x01(\bR\x05async\"\xed\x01\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04when\x18\x01 \x01(\tR\x04when\x12\x18\n" +
 	"\acapture\x18\x02 \x03(\tR\acapture\x12\x1c\n" +
@@ -1768,7 +1869,7 @@ const file_control_proto_rawDesc = "" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xaa\x04\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xdd\x04\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1791,7 +1892,8 @@ const file_control_proto_rawDesc = "" +
 	"\tgap_ticks\x18\x12 \x01(\x04R\bgapTicks\x12+\n" +
 	"\x04rule\x18\x13 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x124\n" +
 	"\amatches\x18\x14 \x01(\v2\x1a.hprobe.control.v1.MatchesR\amatches\x12\x10\n" +
-	"\x03pid\x18\x15 \x01(\rR\x03pid\"\x9e\x01\n" +
+	"\x03pid\x18\x15 \x01(\rR\x03pid\x121\n" +
+	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\"\x9e\x01\n" +
 	"\aMatches\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x14\n" +
 	"\x05acted\x18\x02 \x01(\x04R\x05acted\x12\x16\n" +
@@ -1920,67 +2022,70 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_control_proto_goTypes = []any{
 	(*AddProbeRequest)(nil),       // 0: hprobe.control.v1.AddProbeRequest
-	(*Rule)(nil),                  // 1: hprobe.control.v1.Rule
-	(*ListProbesRequest)(nil),     // 2: hprobe.control.v1.ListProbesRequest
-	(*ListProbesResponse)(nil),    // 3: hprobe.control.v1.ListProbesResponse
-	(*RemoveRequest)(nil),         // 4: hprobe.control.v1.RemoveRequest
-	(*Probe)(nil),                 // 5: hprobe.control.v1.Probe
-	(*Matches)(nil),               // 6: hprobe.control.v1.Matches
-	(*AddStopgapRequest)(nil),     // 7: hprobe.control.v1.AddStopgapRequest
-	(*Detector)(nil),              // 8: hprobe.control.v1.Detector
-	(*ListDetectorsRequest)(nil),  // 9: hprobe.control.v1.ListDetectorsRequest
-	(*ListDetectorsResponse)(nil), // 10: hprobe.control.v1.ListDetectorsResponse
-	(*TraceRequest)(nil),          // 11: hprobe.control.v1.TraceRequest
-	(*Process)(nil),               // 12: hprobe.control.v1.Process
-	(*Argument)(nil),              // 13: hprobe.control.v1.Argument
-	(*Hit)(nil),                   // 14: hprobe.control.v1.Hit
-	(*FindingsRequest)(nil),       // 15: hprobe.control.v1.FindingsRequest
-	(*Fact)(nil),                  // 16: hprobe.control.v1.Fact
-	(*Finding)(nil),               // 17: hprobe.control.v1.Finding
-	(*StatusRequest)(nil),         // 18: hprobe.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 19: hprobe.control.v1.StatusResponse
-	(*Session)(nil),               // 20: hprobe.control.v1.Session
-	nil,                           // 21: hprobe.control.v1.Session.EventsEntry
+	(*Source)(nil),                // 1: hprobe.control.v1.Source
+	(*Rule)(nil),                  // 2: hprobe.control.v1.Rule
+	(*ListProbesRequest)(nil),     // 3: hprobe.control.v1.ListProbesRequest
+	(*ListProbesResponse)(nil),    // 4: hprobe.control.v1.ListProbesResponse
+	(*RemoveRequest)(nil),         // 5: hprobe.control.v1.RemoveRequest
+	(*Probe)(nil),                 // 6: hprobe.control.v1.Probe
+	(*Matches)(nil),               // 7: hprobe.control.v1.Matches
+	(*AddStopgapRequest)(nil),     // 8: hprobe.control.v1.AddStopgapRequest
+	(*Detector)(nil),              // 9: hprobe.control.v1.Detector
+	(*ListDetectorsRequest)(nil),  // 10: hprobe.control.v1.ListDetectorsRequest
+	(*ListDetectorsResponse)(nil), // 11: hprobe.control.v1.ListDetectorsResponse
+	(*TraceRequest)(nil),          // 12: hprobe.control.v1.TraceRequest
+	(*Process)(nil),               // 13: hprobe.control.v1.Process
+	(*Argument)(nil),              // 14: hprobe.control.v1.Argument
+	(*Hit)(nil),                   // 15: hprobe.control.v1.Hit
+	(*FindingsRequest)(nil),       // 16: hprobe.control.v1.FindingsRequest
+	(*Fact)(nil),                  // 17: hprobe.control.v1.Fact
+	(*Finding)(nil),               // 18: hprobe.control.v1.Finding
+	(*StatusRequest)(nil),         // 19: hprobe.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 20: hprobe.control.v1.StatusResponse
+	(*Session)(nil),               // 21: hprobe.control.v1.Session
+	nil,                           // 22: hprobe.control.v1.Session.EventsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	1,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
-	5,  // 1: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
-	1,  // 2: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
-	6,  // 3: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
-	5,  // 4: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
-	8,  // 5: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
-	12, // 6: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
-	13, // 7: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
-	12, // 8: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	16, // 9: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	20, // 10: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	21, // 11: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 12: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	2,  // 13: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	4,  // 14: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	7,  // 15: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	9,  // 16: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	4,  // 17: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	11, // 18: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	15, // 19: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	18, // 20: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	5,  // 21: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	3,  // 22: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	5,  // 23: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	8,  // 24: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	10, // 25: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	8,  // 26: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	14, // 27: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	17, // 28: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	19, // 29: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	21, // [21:30] is the sub-list for method output_type
-	12, // [12:21] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	2,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
+	1,  // 1: hprobe.control.v1.AddProbeRequest.source:type_name -> hprobe.control.v1.Source
+	6,  // 2: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
+	2,  // 3: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
+	7,  // 4: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
+	1,  // 5: hprobe.control.v1.Probe.source:type_name -> hprobe.control.v1.Source
+	6,  // 6: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
+	9,  // 7: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
+	13, // 8: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
+	14, // 9: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
+	13, // 10: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	17, // 11: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	21, // 12: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	22, // 13: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 14: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	3,  // 15: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	5,  // 16: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	8,  // 17: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	10, // 18: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	5,  // 19: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	12, // 20: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	16, // 21: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	19, // 22: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	6,  // 23: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	4,  // 24: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	6,  // 25: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	9,  // 26: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	11, // 27: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	9,  // 28: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	15, // 29: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	18, // 30: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	20, // 31: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1994,7 +2099,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,8 +35,12 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
 			Passed: st.Passed, WithReturns: p.Spec.Return, Returns: st.Returns, Lost: st.Lost, Gaps: st.Gaps, GapTicks: st.GapTicks, Pid: p.Spec.PID,
 		}
+		if st.Source != nil {
+			one.Step = ""
+		}
 		switch d := b.Detector.(type) {
 		case *tracer:
+			one.Source = sourceMessage(d.source)
 			if d.rule != nil {
 				one.Rule, one.Matches = d.rule, matches(d.program)
 			}

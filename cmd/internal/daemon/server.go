@@ -48,6 +48,9 @@ func rpcError(err error) error {
 }
 
 func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
+	if r.GetSource() != nil {
+		return s.addSource(ctx, r)
+	}
 	if step, err := probe.ParseStepOver(r.GetStep()); r.GetStep() != "" && err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	} else if step != probe.Auto {

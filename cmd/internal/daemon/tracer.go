@@ -15,6 +15,7 @@ type tracer struct {
 	id, domain, name, at string
 	pid                  uint32
 	returns              bool
+	source               *detectors.Source // nil: an instruction at at
 	hits                 *sinks.Fan[*controlapi.Hit]
 	rule                 *controlapi.Rule // nil: it was added without
 	program              *condition.Program
@@ -23,7 +24,7 @@ type tracer struct {
 func (t *tracer) Name() string { return t.name }
 
 func (t *tracer) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: t.name, At: t.at, PID: t.pid, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce}}
+	return []detectors.ProbeSpec{{Name: t.name, At: t.at, PID: t.pid, Source: t.source, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce}}
 }
 
 func (t *tracer) hit(h detectors.Hit) detectors.Outcome {

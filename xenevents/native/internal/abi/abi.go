@@ -63,6 +63,9 @@ const (
 	MonitorEnable       = 0
 	MonitorDisable      = 1
 	MonitorCapabilities = 2
+	// MonitorControlRegisters has writes of control registers and MSRs wait for their
+	// reply, until the ring is closed. It names no event.
+	MonitorControlRegisters = 4
 
 	MonitorControlReg   = 0
 	MonitorMSR          = 1 // msr u32@8, onchange u8@12

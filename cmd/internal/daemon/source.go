@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/detectors/binder"
+	"github.com/hprobe/hprobe/detectors/condition"
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// addSource is AddProbe of a source.
+func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
+	if r.GetAt() != "" || r.GetPid() != 0 || r.GetReturns() || r.GetStep() != "" {
+		return nil, status.Error(codes.InvalidArgument, "a probe of a register, CPUID or memory has no place, process, returns or step")
+	}
+	source := sourceOf(r)
+	parsed, err := binder.ParseSource(source)
+	if err == nil {
+		err = checkSourceRule(r.GetRule(), &parsed, source)
+	}
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	session, err := s.d.attached(ctx, r.GetDomain())
+	if err != nil {
+		return nil, rpcError(err)
+	}
+	rule, err := ruleOf(r.GetRule())
+	var program *condition.Program
+	if err == nil {
+		program, err = condition.Compile(session.kernel.Profile, placeOf(&parsed, source.Async), rule)
+	}
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, errors.Join(err, s.d.releaseIfUnused(session)).Error())
+	}
+	id := s.d.newID("p")
+	name := r.GetName()
+	if name == "" {
+		name = parsed.Text
+	}
+	det := &tracer{id: id, domain: session.info.Name, name: name, at: parsed.Text, source: source, hits: &s.d.hits, rule: r.GetRule(), program: program}
+	b, err := s.bind(ctx, session, id, det)
+	if err != nil {
+		return nil, rpcError(err)
+	}
+	return s.probeOf(ctx, session, b)
+}
+
+// sourceOf reads a source off the wire. It may deny where the rule does.
+func sourceOf(r *controlapi.AddProbeRequest) *detectors.Source {
+	m, rule := r.GetSource(), r.GetRule()
+	return &detectors.Source{
+		Register: m.GetRegister(), CPUID: m.GetCpuid(), Memory: m.GetMemory(), Access: m.GetAccess(), Async: m.GetAsync(),
+		Deny: rule.GetDeny() != "" && rule.GetMode() == "enforce",
+	}
+}
+
+// checkSourceRule says what a guest's profile is not needed for.
+func checkSourceRule(r *controlapi.Rule, parsed *binder.Source, source *detectors.Source) error {
+	rule, err := ruleOf(r)
+	if err != nil {
+		return err
+	}
+	return rule.Check(placeOf(parsed, source.Async))
+}
+
+// placeOf is a source as rules see it.
+func placeOf(s *binder.Source, async bool) condition.Place {
+	p := condition.Place{Async: async}
+	switch s.Kind {
+	case xenevents.KindCPUID:
+		p.Of = condition.CPUID
+	case xenevents.KindMemAccess:
+		p.Of, p.Deniable = condition.Memory, s.Access&xenevents.AccessW != 0
+	default:
+		p.Of, p.Deniable = condition.Register, s.Kind == xenevents.KindMSR || s.Index != 3
+	}
+	p.Deniable = p.Deniable && !async
+	return p
+}
+
+func sourceMessage(s *detectors.Source) *controlapi.Source {
+	if s == nil {
+		return nil
+	}
+	return &controlapi.Source{Register: s.Register, Cpuid: s.CPUID, Memory: s.Memory, Access: s.Access, Async: s.Async}
+}
