@@ -30,6 +30,13 @@ func (e *Engine) add(r Request) (ID, error) {
 		}
 		return id, err
 	}
+	if r.Placed {
+		id, err := e.addPlaced(r)
+		if err != nil {
+			err = fmt.Errorf("probe %q: %w", r.Name, err)
+		}
+		return id, err
+	}
 	t, err := e.mem.Translate(r.Space, r.At)
 	if err != nil {
 		return 0, fmt.Errorf("probe %q: %w", r.Name, err)
@@ -176,6 +183,10 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		if user.suspended {
 			e.resume(user, e.clock())
 		}
+		if user.Placed {
+			delete(e.probes, id)
+			return e.lift(user, "")
+		}
 		// Calls under way return as if there had been no probe.
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
@@ -229,6 +240,9 @@ func (e *Engine) status(u *probe) Status {
 	}
 	if u.follow != nil {
 		u.followStatus(&s)
+	}
+	if u.Placed && u.patch == nil && u.failed == "" {
+		s.State, s.Detail = Waiting, u.unplaced
 	}
 	return s
 }

@@ -112,6 +112,7 @@ type probe struct {
 	passed        uint64
 	failed        string
 	follow        *followed // nil: of a Request without Follow
+	unplaced      string    // why a probe with Placed is at no place
 
 	returns, lost uint64
 	told          bool          // the log, that one can not be seen
