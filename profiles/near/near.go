@@ -11,7 +11,7 @@ import (
 // Bounds: names may be a hostile guest's.
 const (
 	longest = 64   // letters of a name that are compared
-	most    = 8192 // names that are looked at
+	most    = 4096 // names that are looked at
 )
 
 // Names returns the n names that are nearest to one, the nearest first. Of two as
