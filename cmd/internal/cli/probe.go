@@ -10,8 +10,11 @@ import (
 )
 
 const placeHelp = `A place is written like do_exit, do_exit+0x10, vuln!vuln_copy (a function of a
-loaded module) or 0xffffffff81000000 (an address in the guest). It must be the first
+module) or 0xffffffff81000000 (an address in the guest). It must be the first
 byte of an instruction: at any other the guest would run something else.
+
+A module need not be loaded: the probe waits, is armed when the module is in place
+and has run nothing yet, waits again when it is unloaded, and so on.
 
 With --pid it is an address in that process. The page need not be there: the probe
 waits for it, follows it where the guest's kernel moves it, takes the hits of that
@@ -32,6 +35,10 @@ func (a *app) probe() *cobra.Command {
 				}
 				if a.json {
 					return a.message(p)
+				}
+				if p.GetState() == "waiting" && p.GetPid() == 0 {
+					_, err = fmt.Fprintf(a.out, "%s: waiting in %s: %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetDetail()))
+					return err
 				}
 				if p.GetState() == "waiting" {
 					_, err = fmt.Fprintf(a.out, "%s: waiting in %s for the page of %s in process %d\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetPid())
