@@ -23,15 +23,12 @@ func (e *Engine) Add(ctx context.Context, r Request) (ID, error) {
 }
 
 func (e *Engine) add(r Request) (ID, error) {
-	if r.Follow {
-		id, err := e.addFollowed(r)
-		if err != nil {
-			err = fmt.Errorf("probe %q: %w", r.Name, err)
+	if r.Follow || r.Placed {
+		add := e.addFollowed
+		if r.Placed {
+			add = e.addPlaced
 		}
-		return id, err
-	}
-	if r.Placed {
-		id, err := e.addPlaced(r)
+		id, err := add(r)
 		if err != nil {
 			err = fmt.Errorf("probe %q: %w", r.Name, err)
 		}
