@@ -268,6 +268,11 @@ func (s *SyscallSet) addCompatTable(places map[xenevents.GVA]*SyscallPlace) erro
 	return nil
 }
 
+// Native says whether the set has a native call of a name.
+func (s *SyscallSet) Native(name string) bool {
+	return slices.ContainsFunc(s.Places, func(p SyscallPlace) bool { return p.native == name })
+}
+
 // CallAt is the call of the set at a hit of one of its places; ok is false where
 // another call came by. load reads 8 bytes of guest memory as the vCPU sees it.
 func (s *SyscallSet) CallAt(place int, regs *xenevents.Registers, load func(xenevents.GVA) (uint64, error)) (call Syscall, ok bool, err error) {

@@ -27,6 +27,9 @@ func (a *app) probe() *cobra.Command {
 		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
 		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + ruleHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if req.GetAt() == "" && len(req.GetSyscalls()) == 0 {
+				return fmt.Errorf("%w: say --at or --syscall (%s --help)", errUsage, cmd.CommandPath())
+			}
 			req.Rule = ruleOf(cmd, &rule)
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				p, err := c.AddProbe(cmd.Context(), &req)
@@ -35,6 +38,10 @@ func (a *app) probe() *cobra.Command {
 				}
 				if a.json {
 					return a.message(p)
+				}
+				if len(p.GetSyscalls()) > 0 {
+					_, err = fmt.Fprintf(a.out, "%s: %s in %s at %s of %s\n", p.GetId(), p.GetState(), guestText(p.GetDomain()), count(p.GetPlaces(), "place"), count(p.GetSyscallCount(), "system call"))
+					return err
 				}
 				if p.GetState() == "waiting" && p.GetPid() == 0 {
 					_, err = fmt.Fprintf(a.out, "%s: waiting in %s: %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetDetail()))
@@ -56,7 +63,8 @@ func (a *app) probe() *cobra.Command {
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
 	ruleFlags(add, &rule)
 	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel)")
-	must(add, "domain", "at")
+	f.StringSliceVar(&req.Syscalls, "syscall", nil, "in place of --at: system calls: openat,execve, or all, or 'all,!read,!write'")
+	must(add, "domain")
 
 	var domain string
 	ls := &cobra.Command{Use: "ls", Short: "List probes, those of stopgaps among them", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {

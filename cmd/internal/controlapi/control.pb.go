@@ -24,14 +24,16 @@ const (
 )
 
 type AddProbeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`    // name, id or UUID
-	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`            // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
-	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
-	Returns       bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
-	Rule          *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
-	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Domain  string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`    // name, id or UUID
+	At      string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`            // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
+	Name    string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
+	Step    string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
+	Returns bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
+	Rule    *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
+	Pid     uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
+	// In place of at: names of system calls, "all", "!name" for one that is left out.
+	Syscalls      []string `protobuf:"bytes,20,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -113,6 +115,13 @@ func (x *AddProbeRequest) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *AddProbeRequest) GetSyscalls() []string {
+	if x != nil {
+		return x.Syscalls
+	}
+	return nil
 }
 
 // Rule says which hits count and what happens at them. Expressions are CEL over the
@@ -367,28 +376,34 @@ func (x *RemoveRequest) GetId() string {
 }
 
 type Probe struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // "p1": of this daemon's run
-	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	At            string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
-	Address       uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended, suspended
-	Step          string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
-	Instruction   string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
-	Hits          uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
-	Changed       uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
-	Detail        string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
-	Detector      string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
-	Passed        uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: by others in its page, or at a place of return
-	WithReturns   bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
-	Returns       uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
-	Lost          uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
-	Gaps          uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
-	GapTicks      uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
-	Rule          *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
-	Matches       *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
-	Pid           uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // "p1": of this daemon's run
+	Domain      string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
+	Name        string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	At          string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	Address     uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
+	State       string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended, suspended
+	Step        string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
+	Instruction string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
+	Hits        uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
+	Changed     uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
+	Detail      string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detector    string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
+	Passed      uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: by others in its page, or at a place of return
+	WithReturns bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
+	Returns     uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
+	Lost        uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
+	Gaps        uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
+	GapTicks    uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
+	Rule        *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
+	Matches     *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
+	Pid         uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
+	// Of a set of system calls: as it was asked for, how many it has, and at how many
+	// places in the kernel; hits by call, "32-bit " before those of 32-bit programs.
+	Syscalls      []string          `protobuf:"bytes,40,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
+	SyscallCount  uint32            `protobuf:"varint,41,opt,name=syscall_count,json=syscallCount,proto3" json:"syscall_count,omitempty"`
+	Places        uint32            `protobuf:"varint,42,opt,name=places,proto3" json:"places,omitempty"`
+	Calls         map[string]uint64 `protobuf:"bytes,43,rep,name=calls,proto3" json:"calls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -568,6 +583,34 @@ func (x *Probe) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *Probe) GetSyscalls() []string {
+	if x != nil {
+		return x.Syscalls
+	}
+	return nil
+}
+
+func (x *Probe) GetSyscallCount() uint32 {
+	if x != nil {
+		return x.SyscallCount
+	}
+	return 0
+}
+
+func (x *Probe) GetPlaces() uint32 {
+	if x != nil {
+		return x.Places
+	}
+	return 0
+}
+
+func (x *Probe) GetCalls() map[string]uint64 {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
 }
 
 // Matches are a rule's counters.
@@ -1126,12 +1169,13 @@ type Hit struct {
 	Process      *Process               `protobuf:"bytes,7,opt,name=process,proto3" json:"process,omitempty"`
 	Arguments    []*Argument            `protobuf:"bytes,8,rep,name=arguments,proto3" json:"arguments,omitempty"`
 	// How many hits this stream lost just before, because its reader was slow.
-	Lost          uint64 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
-	Returned      bool   `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"` // the end of the call whose entry has the same seq
-	Value         uint64 `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`       // that it returned
-	Ticks         uint64 `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`       // that it took, in TSC ticks
-	Count         uint64 `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`       // of matches of its key, where the rule counts
-	Action        string `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`      // what the rule did or would have done; empty: nothing
+	Lost          uint64   `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
+	Returned      bool     `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"` // the end of the call whose entry has the same seq
+	Value         uint64   `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`       // that it returned
+	Ticks         uint64   `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`       // that it took, in TSC ticks
+	Count         uint64   `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`       // of matches of its key, where the rule counts
+	Action        string   `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`      // what the rule did or would have done; empty: nothing
+	Syscall       *Syscall `protobuf:"bytes,30,opt,name=syscall,proto3" json:"syscall,omitempty"`    // of a probe of a set of system calls
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1264,6 +1308,74 @@ func (x *Hit) GetAction() string {
 	return ""
 }
 
+func (x *Hit) GetSyscall() *Syscall {
+	if x != nil {
+		return x.Syscall
+	}
+	return nil
+}
+
+// Syscall is a system call; of a 32-bit program (compat) number and name are i386's.
+type Syscall struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Nr            uint32                 `protobuf:"varint,2,opt,name=nr,proto3" json:"nr,omitempty"`
+	Compat        bool                   `protobuf:"varint,3,opt,name=compat,proto3" json:"compat,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Syscall) Reset() {
+	*x = Syscall{}
+	mi := &file_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Syscall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Syscall) ProtoMessage() {}
+
+func (x *Syscall) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
+func (*Syscall) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Syscall) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Syscall) GetNr() uint32 {
+	if x != nil {
+		return x.Nr
+	}
+	return 0
+}
+
+func (x *Syscall) GetCompat() bool {
+	if x != nil {
+		return x.Compat
+	}
+	return false
+}
+
 type FindingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
@@ -1275,7 +1387,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1399,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1412,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FindingsRequest) GetDomain() string {
@@ -1334,7 +1446,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1458,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1471,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Fact) GetName() string {
@@ -1396,7 +1508,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1520,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1533,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Finding) GetTimeUnixNano() int64 {
@@ -1516,7 +1628,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1640,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1653,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 type StatusResponse struct {
@@ -1558,7 +1670,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1682,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1695,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1646,7 +1758,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1770,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1783,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Session) GetDomain() string {
@@ -1741,7 +1853,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xba\x01\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xd6\x01\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -1749,7 +1861,8 @@ const file_control_proto_rawDesc = "" +
 	"\x04step\x18\x04 \x01(\tR\x04step\x12\x18\n" +
 	"\areturns\x18\x05 \x01(\bR\areturns\x12+\n" +
 	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x12\x10\n" +
-	"\x03pid\x18\a \x01(\rR\x03pid\"\xed\x01\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\x12\x1a\n" +
+	"\bsyscalls\x18\x14 \x03(\tR\bsyscalls\"\xed\x01\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04when\x18\x01 \x01(\tR\x04when\x12\x18\n" +
 	"\acapture\x18\x02 \x03(\tR\acapture\x12\x1c\n" +
@@ -1768,7 +1881,7 @@ const file_control_proto_rawDesc = "" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xaa\x04\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xf8\x05\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1791,7 +1904,15 @@ const file_control_proto_rawDesc = "" +
 	"\tgap_ticks\x18\x12 \x01(\x04R\bgapTicks\x12+\n" +
 	"\x04rule\x18\x13 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x124\n" +
 	"\amatches\x18\x14 \x01(\v2\x1a.hprobe.control.v1.MatchesR\amatches\x12\x10\n" +
-	"\x03pid\x18\x15 \x01(\rR\x03pid\"\x9e\x01\n" +
+	"\x03pid\x18\x15 \x01(\rR\x03pid\x12\x1a\n" +
+	"\bsyscalls\x18( \x03(\tR\bsyscalls\x12#\n" +
+	"\rsyscall_count\x18) \x01(\rR\fsyscallCount\x12\x16\n" +
+	"\x06places\x18* \x01(\rR\x06places\x129\n" +
+	"\x05calls\x18+ \x03(\v2#.hprobe.control.v1.Probe.CallsEntryR\x05calls\x1a8\n" +
+	"\n" +
+	"CallsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9e\x01\n" +
 	"\aMatches\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x14\n" +
 	"\x05acted\x18\x02 \x01(\x04R\x05acted\x12\x16\n" +
@@ -1832,7 +1953,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\x04R\x05value\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
-	"\x04text\x18\x05 \x01(\tR\x04text\"\x8a\x03\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\"\xc0\x03\n" +
 	"\x03Hit\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x14\n" +
@@ -1848,7 +1969,12 @@ const file_control_proto_rawDesc = "" +
 	"\x05value\x18\v \x01(\x04R\x05value\x12\x14\n" +
 	"\x05ticks\x18\f \x01(\x04R\x05ticks\x12\x14\n" +
 	"\x05count\x18\r \x01(\x04R\x05count\x12\x16\n" +
-	"\x06action\x18\x0e \x01(\tR\x06action\"U\n" +
+	"\x06action\x18\x0e \x01(\tR\x06action\x124\n" +
+	"\asyscall\x18\x1e \x01(\v2\x1a.hprobe.control.v1.SyscallR\asyscall\"E\n" +
+	"\aSyscall\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02nr\x18\x02 \x01(\rR\x02nr\x12\x16\n" +
+	"\x06compat\x18\x03 \x01(\bR\x06compat\"U\n" +
 	"\x0fFindingsRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\x12\x16\n" +
@@ -1920,7 +2046,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_control_proto_goTypes = []any{
 	(*AddProbeRequest)(nil),       // 0: hprobe.control.v1.AddProbeRequest
 	(*Rule)(nil),                  // 1: hprobe.control.v1.Rule
@@ -1937,50 +2063,54 @@ var file_control_proto_goTypes = []any{
 	(*Process)(nil),               // 12: hprobe.control.v1.Process
 	(*Argument)(nil),              // 13: hprobe.control.v1.Argument
 	(*Hit)(nil),                   // 14: hprobe.control.v1.Hit
-	(*FindingsRequest)(nil),       // 15: hprobe.control.v1.FindingsRequest
-	(*Fact)(nil),                  // 16: hprobe.control.v1.Fact
-	(*Finding)(nil),               // 17: hprobe.control.v1.Finding
-	(*StatusRequest)(nil),         // 18: hprobe.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 19: hprobe.control.v1.StatusResponse
-	(*Session)(nil),               // 20: hprobe.control.v1.Session
-	nil,                           // 21: hprobe.control.v1.Session.EventsEntry
+	(*Syscall)(nil),               // 15: hprobe.control.v1.Syscall
+	(*FindingsRequest)(nil),       // 16: hprobe.control.v1.FindingsRequest
+	(*Fact)(nil),                  // 17: hprobe.control.v1.Fact
+	(*Finding)(nil),               // 18: hprobe.control.v1.Finding
+	(*StatusRequest)(nil),         // 19: hprobe.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 20: hprobe.control.v1.StatusResponse
+	(*Session)(nil),               // 21: hprobe.control.v1.Session
+	nil,                           // 22: hprobe.control.v1.Probe.CallsEntry
+	nil,                           // 23: hprobe.control.v1.Session.EventsEntry
 }
 var file_control_proto_depIdxs = []int32{
 	1,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
 	5,  // 1: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
 	1,  // 2: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
 	6,  // 3: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
-	5,  // 4: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
-	8,  // 5: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
-	12, // 6: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
-	13, // 7: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
-	12, // 8: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	16, // 9: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	20, // 10: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	21, // 11: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 12: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	2,  // 13: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	4,  // 14: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	7,  // 15: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	9,  // 16: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	4,  // 17: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	11, // 18: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	15, // 19: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	18, // 20: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	5,  // 21: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	3,  // 22: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	5,  // 23: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	8,  // 24: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	10, // 25: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	8,  // 26: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	14, // 27: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	17, // 28: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	19, // 29: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	21, // [21:30] is the sub-list for method output_type
-	12, // [12:21] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	22, // 4: hprobe.control.v1.Probe.calls:type_name -> hprobe.control.v1.Probe.CallsEntry
+	5,  // 5: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
+	8,  // 6: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
+	12, // 7: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
+	13, // 8: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
+	15, // 9: hprobe.control.v1.Hit.syscall:type_name -> hprobe.control.v1.Syscall
+	12, // 10: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	17, // 11: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	21, // 12: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	23, // 13: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 14: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	2,  // 15: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	4,  // 16: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	7,  // 17: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	9,  // 18: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	4,  // 19: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	11, // 20: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	16, // 21: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	19, // 22: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	5,  // 23: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	3,  // 24: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	5,  // 25: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	8,  // 26: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	10, // 27: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	8,  // 28: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	14, // 29: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	18, // 30: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	20, // 31: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1994,7 +2124,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

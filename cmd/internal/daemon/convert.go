@@ -24,6 +24,10 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 	for i := range states {
 		byID[states[i].ID] = &states[i]
 	}
+	if d, ok := b.Detector.(*callTracer); ok {
+		one, err := d.report(b, s.info.Name, byID)
+		return []*controlapi.Probe{one}, err
+	}
 	var all []*controlapi.Probe
 	for i, p := range b.Probes {
 		st := byID[p.ID]
@@ -68,6 +72,10 @@ func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
 	}
 	n := 0 // the binder has some of its own as well
 	for _, b := range s.bindings {
+		if _, ok := b.Detector.(*callTracer); ok {
+			n++
+			continue
+		}
 		n += len(b.Probes)
 	}
 	return &controlapi.Session{
