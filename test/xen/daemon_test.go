@@ -12,11 +12,17 @@ import (
 // daemonHost is a copy in whose dom0 hprobed runs.
 func daemonHost(t *testing.T, cfg lab.Config, programs ...string) *lab.Host {
 	t.Helper()
+	return daemonWith(t, cfg, nil, programs...)
+}
+
+// daemonWith is one with more files in it.
+func daemonWith(t *testing.T, cfg lab.Config, more []lab.File, programs ...string) *lab.Host {
+	t.Helper()
 	files := []lab.File{binary(t, "cmd/hprobe"), binary(t, "cmd/hprobed"), binary(t, "test/xen/texthash"), profile(t, cfg.Guest)}
 	for _, name := range programs {
 		files = append(files, program(t, name))
 	}
-	h := lab.Copy(t, cfg, files...)
+	h := lab.Copy(t, cfg, append(files, more...)...)
 	h.MustRun(t, `hprobed --profiles /payload/profiles --findings /tmp/findings.json > /tmp/hprobed.log 2>&1 & echo $! > /tmp/hprobed.pid
 until hprobe status > /dev/null 2>&1; do [ -d /proc/$(cat /tmp/hprobed.pid) ] || { cat /tmp/hprobed.log; exit 1; }; sleep 0.1; done`)
 	return h

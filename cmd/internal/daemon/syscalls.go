@@ -144,7 +144,7 @@ func (t *callTracer) report(b *binding, domain string, byID map[probe.ID]*probe.
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	one := &controlapi.Probe{
-		Id: b.id, Domain: domain, Name: t.name, At: t.at, State: probe.Armed.String(), Hits: t.total,
+		Id: b.id, Domain: domain, Name: t.name, At: t.at, State: probe.Armed.String(), Step: probe.Auto.String(), Hits: t.total,
 		Syscalls: t.words, SyscallCount: uint32(len(t.set.Names)), Places: uint32(len(b.Probes)), Calls: maps.Clone(t.counts),
 	}
 	var out []string
