@@ -196,7 +196,7 @@ func freedPlace(t *testing.T, cfg lab.Config) {
 	}
 	// Added while it is loaded, and removed while it is.
 	h.Guest.MustRun(t, "insmod /payload/vuln.ko")
-	says(t, h, 0, "hprobe probe add -d guest --at 'vuln!vuln_ioctl+5'", "p7: armed in guest at vuln!vuln_ioctl+5 (0xffffffff")
+	says(t, h, 0, "hprobe probe add -d guest --at 'vuln!vuln_ioctl+4'", "p7: armed in guest at vuln!vuln_ioctl+4 (0xffffffff")
 	says(t, h, 3, "hprobe probe add -d guest --at 'vuln!vuln_iotcl'", `near it: "vuln_ioctl"`, "init_module")
 	says(t, h, 3, "hprobe probe add -d guest --at 'vuln!vuln_device'", "no code")
 	says(t, h, 0, "hprobe probe add -d guest --at 'vuln!init_module'", "p10: waiting in guest: its code ran when module")

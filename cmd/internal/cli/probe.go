@@ -16,6 +16,13 @@ byte of an instruction: at any other the guest would run something else.
 A module need not be loaded: the probe waits, is armed when the module is in place
 and has run nothing yet, waits again when it is unloaded, and so on.
 
+With --syscall there is no place, but a set of system calls, native ones and those of
+32-bit programs by the names that they have there: openat,execve; all; or
+'all,!read,!write' (in quotes: a ! means something to a shell). Each call that is in
+the set waits for hprobed, others cost nothing. A rule may say syscall.name, syscall.nr
+and syscall.compat; arguments go by their names where the set is one call, else they are
+arg0 to arg5.
+
 With --pid it is an address in that process. The page need not be there: the probe
 waits for it, follows it where the guest's kernel moves it, takes the hits of that
 process alone, and ends with it.`
@@ -24,7 +31,7 @@ func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
 	var rule controlapi.Rule
 	add := &cobra.Command{
-		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
+		Use: "add --domain DOMAIN {--at PLACE | --syscall NAME,…}", Short: "Put a probe into a running guest", Args: exactly(),
 		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + ruleHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if req.GetAt() == "" && len(req.GetSyscalls()) == 0 {

@@ -165,7 +165,7 @@ func (t *callTracer) report(b *binding, domain string, byID map[probe.ID]*probe.
 		one.Detail = fmt.Sprintf("%d of %d places are not armed: %s", len(out), len(b.Probes), strings.Join(out[:min(len(out), 3)], ", "))
 	}
 	if t.last != nil {
-		one.Detail = strings.TrimPrefix(one.Detail+fmt.Sprintf("; %d hits could not be looked at: %s", t.unread, text(t.last.Error())), "; ")
+		one.Detail = strings.TrimPrefix(one.Detail+fmt.Sprintf("; hits that could not be looked at: %d, the last: %s", t.unread, text(t.last.Error())), "; ")
 	}
 	if t.rule != nil {
 		one.Rule, one.Matches = t.rule, matches(t.program)
