@@ -260,3 +260,17 @@ func (m *modules) going(h *probe.Hit) (v probe.Verdict) {
 	}
 	return v
 }
+
+// Blind says why modules that come and go are not seen, and with them all probes in
+// modules: "" where they are. all are the engine's probes, by ID.
+func (b *Binder) Blind(all map[probe.ID]*probe.Status) string {
+	m := b.modules
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range m.triggers {
+		if s := all[id]; s != nil && s.State != probe.Armed {
+			return fmt.Sprintf("hprobe's own probe for %s is %v (%s)", s.Name, s.State, s.Detail)
+		}
+	}
+	return ""
+}

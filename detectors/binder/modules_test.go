@@ -345,6 +345,58 @@ func TestModuleThatFailsToLoad(t *testing.T) {
 	}
 }
 
+// TestBlind: where the guest writes over what tells of modules, that is said; a load
+// that is seen later puts right what was missed.
+func TestBlind(t *testing.T) {
+	b := newModular(t)
+	blind := func() string {
+		all, _, err := b.engine.Probes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		byID := map[probe.ID]*probe.Status{}
+		for i := range all {
+			byID[all[i].ID] = &all[i]
+		}
+		return b.binder.Blind(byID)
+	}
+	bound, err := b.binder.Bind(t.Context(), &watcher{at: []string{"mod_one!work"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := b.load(t, "mod_one", place1)
+	if got := blind(); got != "" {
+		t.Errorf("%s", got)
+	}
+	write := func(c byte) {
+		v := b.g.VCPU(0)
+		v.Run(sim.Write(going+slide, c))
+		if err := v.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0x90)
+	if got := blind(); !strings.Contains(got, "modules that go is displaced (") {
+		t.Errorf("%s", got)
+	}
+	m.state(stateUnformed) // it goes unseen
+	write(0xf3)
+	if got := blind(); got != "" {
+		t.Errorf("%s", got)
+	}
+	b.space.Unmap(place1 + textAt)
+	m = b.load(t, "mod_one", place1) // at the same address, in another frame
+	b.run(t, place1+work, 0)
+	if s := b.states(t, bound); s[0].State != probe.Armed || s[0].Hits != 1 {
+		t.Errorf("%+v", s)
+	}
+	m.unload(t)
+	b.clean(t)
+	if err := b.binder.Unbind(t.Context(), bound); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestProfileThatSeesNoModules(t *testing.T) {
 	b := newBench(t)
 	_, err := b.binder.Bind(t.Context(), &watcher{at: []string{"mod!work"}})

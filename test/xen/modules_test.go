@@ -68,11 +68,10 @@ func moduleText(t *testing.T, h *lab.Host, name string) string {
 	return strings.TrimSpace(h.Guest.MustRun(t, "cat /sys/module/"+name+"/sections/.text"))
 }
 
-// idle waits until hprobed hides no page but those of its own probes in the kernel: so
-// many.
-func idle(t *testing.T, h *lab.Host, pages int) {
+// idle waits until hprobed hides no page but those of its two own probes in the kernel.
+func idle(t *testing.T, h *lab.Host) {
 	t.Helper()
-	says(t, h, 0, fmt.Sprintf("n=0; until hprobe status | grep -q 'in %d hidden page' || [ $n -gt 100 ]; do n=$((n+1)); sleep 0.1; done; hprobe status", pages), fmt.Sprintf("in %d hidden page", pages))
+	says(t, h, 0, "n=0; until hprobe status | grep -q 'in 2 hidden pages' || [ $n -gt 100 ]; do n=$((n+1)); sleep 0.1; done; hprobe status", "in 2 hidden pages")
 }
 
 // modulesComeAndGo: probes in a module that is not loaded yet. Three loads and unloads:
@@ -189,6 +188,7 @@ func freedPlace(t *testing.T, cfg lab.Config) {
 		if got := statesOf(t, h); strings.Contains(got, "armed") {
 			t.Errorf("round %d: %s", round, got)
 		}
+		idle(t, h)
 	}
 	t.Logf("the twin was loaded where vuln had been in %d of 3 rounds", same)
 	if n := strings.Count(h.MustRun(t, "hprobe findings"), "BLOCKED"); n != 3 {

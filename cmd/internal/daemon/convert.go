@@ -39,6 +39,9 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
 			Passed: st.Passed, WithReturns: p.Spec.Return, Returns: st.Returns, Lost: st.Lost, Gaps: st.Gaps, GapTicks: st.GapTicks, Pid: p.Spec.PID,
 		}
+		if blind := s.binder.Blind(byID); blind != "" && strings.ContainsRune(p.Spec.At, '!') {
+			one.Detail = strings.TrimPrefix(one.Detail+"; "+blind, "; ")
+		}
 		switch d := b.Detector.(type) {
 		case *tracer:
 			if d.rule != nil {
