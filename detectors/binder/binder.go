@@ -65,14 +65,15 @@ func (b *Binder) Bind(ctx context.Context, d detectors.Detector) (*Binding, erro
 // Unbind takes all probes of a binding out.
 func (b *Binder) Unbind(ctx context.Context, bound *Binding) error {
 	var errs []error
+	var others []probe.ID
 	for _, p := range bound.Probes {
 		ok, err := b.modules.remove(ctx, p.ID)
 		if !ok {
-			err = b.engine.Remove(ctx, p.ID)
+			others = append(others, p.ID)
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.engine.Remove(ctx, others...))...)
 }
 
 func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (Bound, error) {

@@ -168,31 +168,38 @@ func (e *Engine) chooseStep(asked StepOver, in insn) (StepOver, error) {
 	return asked, nil
 }
 
-// Remove takes a probe out: when it returns the guest does not hit it any more.
-// The copy of its page goes a moment later, when no vCPU is in the middle of an
-// answer (Stats.Shadows tells). Calls that are under way return without a hit.
-func (e *Engine) Remove(ctx context.Context, id ID) error {
-	return e.call(ctx, func() error {
-		user := e.probes[id]
-		if user == nil {
-			return fmt.Errorf("there is no probe %d", id)
+// Remove takes probes out: when it returns the guest does not hit them any more.
+// The copies of their pages go a moment later, when no vCPU is in the middle of an
+// answer (Stats.Shadows tells): many at once for the price of one. Calls that are
+// under way return without a hit.
+func (e *Engine) Remove(ctx context.Context, ids ...ID) error {
+	return e.call(ctx, func() (err error) {
+		for _, id := range ids {
+			err = errors.Join(err, e.remove(id))
 		}
-		if user.suspended {
-			e.resume(user, e.clock())
-		}
-		if user.Placed {
-			delete(e.probes, id)
-			return e.lift(user, "")
-		}
-		// Calls under way return as if there had been no probe.
-		err := errors.Join(e.forget(user), e.leaveSites(user))
-		delete(e.probes, id)
-		if user.follow != nil {
-			return errors.Join(err, e.removeFollowed(user))
-		}
-		e.forgetPaused(user.patch)
-		return errors.Join(err, e.leave(user.patch, user))
+		return err
 	})
+}
+
+func (e *Engine) remove(id ID) error {
+	user := e.probes[id]
+	if user == nil {
+		return fmt.Errorf("there is no probe %d", id)
+	}
+	if user.suspended {
+		e.resume(user, e.clock())
+	}
+	delete(e.probes, id)
+	if user.Placed {
+		return e.lift(user, "")
+	}
+	// Calls under way return as if there had been no probe.
+	err := errors.Join(e.forget(user), e.leaveSites(user))
+	if user.follow != nil {
+		return errors.Join(err, e.removeFollowed(user))
+	}
+	e.forgetPaused(user.patch)
+	return errors.Join(err, e.leave(user.patch, user))
 }
 
 // Probes returns the status of all probes, by rising ID, and the counters.
