@@ -120,6 +120,15 @@ func UntypedArgs() []Arg {
 	return all
 }
 
+// withoutUnused takes away what the function of a call without arguments is given all
+// the same: struct pt_regs *__unused.
+func withoutUnused(params []isf.Param) []isf.Param {
+	if len(params) == 1 && params[0].Name == "__unused" {
+		return params[:0]
+	}
+	return params
+}
+
 func syscallArgs(p *isf.Profile, call string) ([]Arg, error) {
 	var params []isf.Param
 	for _, prefix := range syscallPrototypes {
@@ -128,6 +137,7 @@ func syscallArgs(p *isf.Profile, call string) ([]Arg, error) {
 			break
 		}
 	}
+	params = withoutUnused(params)
 	all := make([]Arg, len(syscallFields))
 	for i, field := range syscallFields {
 		at, err := p.Field("pt_regs", field)

@@ -357,7 +357,7 @@ var otherwise = []string{"mmap", "select", "clone", "readdir", "pread64", "pwrit
 func compatArgs(p *isf.Profile, call string) ([]Arg, error) {
 	var params []isf.Param
 	if !slices.Contains(otherwise, call) {
-		params = compatParams(p, call)
+		params = withoutUnused(compatParams(p, call))
 	}
 	all := make([]Arg, len(compatFields))
 	for i, field := range compatFields {
