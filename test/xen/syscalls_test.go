@@ -98,9 +98,20 @@ func syscalls(t *testing.T, cfg lab.Config) {
 // TestAllSyscalls: all of them at once, and all but the busiest.
 func TestAllSyscalls(t *testing.T) {
 	t.Parallel()
-	h := daemonHost(t, plain, "syscalls", "texthash", "work")
+	h := daemonHost(t, plain, "syscalls", "texthash", "work", "calls")
 	before := h.Guest.MustRun(t, "texthash")
-	t.Log(strings.TrimSpace(says(t, h, 0, "time hprobe probe add -d guest --syscall all 2>&1", "p1: armed in guest at ")))
+	// What a call costs without a probe, with one for others, and with one of its own.
+	without := call(t, h, 300, 1).ticks
+	says(t, h, 0, "hprobe probe add -d guest --syscall munlockall,umount2", "p1: armed")
+	others := call(t, h, 300, 1).ticks
+	says(t, h, 0, "hprobe probe add -d guest --syscall getpriority", "p2: armed")
+	own := call(t, h, 300, 1).ticks
+	says(t, h, 0, "hprobe probe rm p1; hprobe probe rm p2; hprobe status", "p1: removed from guest after 0 hits", "after 300 hits", "attached to no guest")
+	t.Logf("a call takes %d ticks, %d with others probed, %d with a hit", without, others, own)
+	if others > 2*without+100 {
+		t.Errorf("calls that are not probed take %d ticks, %d without", others, without)
+	}
+	t.Log(strings.TrimSpace(says(t, h, 0, "time hprobe probe add -d guest --syscall all 2>&1", "p3: armed in guest at ")))
 	make32(t, h, 2, 0)
 	p := probesOf(t, h)[0]
 	for name, n := range map[string]uint64{"getpriority": 14, "32-bit getpriority": 10, "munlockall": 6, "32-bit munlockall": 8, "umount2": 12, "32-bit umount2": 6, "32-bit chown32": 4} {
@@ -110,8 +121,8 @@ func TestAllSyscalls(t *testing.T) {
 	}
 	t.Logf("%d hits at %d places: %v", p.Hits, p.Places, p.calls)
 	t.Log(says(t, h, 0, "hprobe status", "probes  1, in "))
-	says(t, h, 0, "hprobe probe rm p1; hprobe status", "attached to no guest")
-	says(t, h, 0, "hprobe probe add -d guest --syscall '!getpriority,!read,!write'", "p2: armed in guest at ")
+	says(t, h, 0, "time hprobe probe rm p3 2>&1; hprobe status", "attached to no guest")
+	says(t, h, 0, "hprobe probe add -d guest --syscall '!getpriority,!read,!write'", "p4: armed in guest at ")
 	make32(t, h, 2, 0)
 	if p = probesOf(t, h)[0]; p.calls["getpriority"] != 0 || p.calls["32-bit getpriority"] != 0 || p.calls["munlockall"] != 6 || p.calls["read"] != 0 {
 		t.Errorf("%v", p.calls)
@@ -119,7 +130,7 @@ func TestAllSyscalls(t *testing.T) {
 	if work := h.Guest.MustRun(t, "work 5"); work != checksum(t, 5) {
 		t.Errorf("the guest computes %q with probes, %q without", work, checksum(t, 5))
 	}
-	says(t, h, 0, "hprobe probe rm p2; hprobe status", "attached to no guest")
+	says(t, h, 0, "hprobe probe rm p4; hprobe status", "attached to no guest")
 	if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
 		t.Errorf("dom0 sees %q after the end, the guest saw %q before", after, before)
 	}
