@@ -98,6 +98,20 @@ type Hit interface {
 	Write(p []byte, at xenevents.GVA) error
 }
 
+// Syscall is the system call that a hit is of, where a set of them is watched.
+type Syscall struct {
+	Name string
+	Nr   uint32
+	// Compat: of a 32-bit program, or by int 0x80; Name and Nr are i386's then.
+	Compat bool
+}
+
+// SyscallHit is a Hit that knows its system call.
+type SyscallHit interface {
+	Hit
+	Syscall() Syscall
+}
+
 // MaxWrite is how many bytes Hit.Write takes.
 const MaxWrite = 256
 

@@ -23,11 +23,15 @@ type Binder struct {
 	kernel *guestos.Kernel
 	domain xenevents.DomainInfo
 	sink   detectors.Sink
+
+	modules *modules
 }
 
 // New makes a binder for a domain that engine serves and kernel describes.
 func New(engine *probe.Engine, kernel *guestos.Kernel, domain xenevents.DomainInfo, sink detectors.Sink) *Binder {
-	return &Binder{engine: engine, kernel: kernel, domain: domain, sink: sink}
+	b := &Binder{engine: engine, kernel: kernel, domain: domain, sink: sink}
+	b.modules = newModules(engine, kernel, b.trouble)
+	return b
 }
 
 // Binding is a detector's probes in the domain.
@@ -40,7 +44,8 @@ type Binding struct {
 type Bound struct {
 	Spec detectors.ProbeSpec
 	ID   probe.ID
-	At   xenevents.GVA
+	// At is where it is; 0 in a module: the engine's status says where that is now.
+	At xenevents.GVA
 }
 
 // Bind arms all probes of a detector, or none: what it armed it takes back
@@ -60,10 +65,15 @@ func (b *Binder) Bind(ctx context.Context, d detectors.Detector) (*Binding, erro
 // Unbind takes all probes of a binding out.
 func (b *Binder) Unbind(ctx context.Context, bound *Binding) error {
 	var errs []error
+	var others []probe.ID
 	for _, p := range bound.Probes {
-		errs = append(errs, b.engine.Remove(ctx, p.ID))
+		ok, err := b.modules.remove(ctx, p.ID)
+		if !ok {
+			others = append(others, p.ID)
+		}
+		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.engine.Remove(ctx, others...))...)
 }
 
 func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (Bound, error) {
@@ -87,7 +97,9 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 				return err
 			}
 		}
-		r.At, err = loc.resolve(b.kernel)
+		if loc.Module == "" {
+			r.At, err = loc.resolve(b.kernel)
+		}
 		return err
 	})
 	if err != nil {
@@ -107,8 +119,26 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 	if spec.Vital {
 		r.Budget = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
 	}
-	id, err := b.engine.Add(ctx, r)
+	var id probe.ID
+	if loc.Module != "" {
+		id, err = b.modules.add(ctx, r, loc, func(why error) { b.sink.Emit(b.unarmed(d, spec, why)) })
+	} else {
+		id, err = b.engine.Add(ctx, r)
+	}
 	return Bound{Spec: spec, ID: id, At: r.At}, err
+}
+
+// unarmed is the finding that a module has come, and a probe is not in it.
+func (b *Binder) unarmed(d detectors.Detector, spec detectors.ProbeSpec, why error) *detectors.Finding {
+	return &detectors.Finding{
+		Time: time.Now(), Domain: b.domain.Name, DomainID: b.domain.ID, Detector: d.Name(), Probe: spec.At,
+		Severity: detectors.Medium, Message: fmt.Sprintf("the module is loaded, and the probe is not armed in it: %v", why),
+	}
+}
+
+// trouble is a finding of no detector.
+func (b *Binder) trouble(err error) {
+	b.sink.Emit(&detectors.Finding{Time: time.Now(), Domain: b.domain.Name, DomainID: b.domain.ID, Detector: "hprobe", Severity: detectors.Medium, Message: err.Error()})
 }
 
 // process finds the address space of a process.

@@ -20,6 +20,8 @@ const (
 	entry    = 0xffffffff81800040 // of all the kernel's functions here
 	function = 0xffffffff81800800
 	caller   = function + 0x42 // calls it
+	coming   = function + 0x60 // tell of modules
+	going    = function + 0x70
 	bannerAt = 0xffffffff82000000
 	rootAt   = 0xffffffff82a10000
 	percpu   = 0xffff888000000000
@@ -33,6 +35,8 @@ const gapWindow = 100 * time.Millisecond
 // bench is a guest of the simulator that an engine watches.
 type bench struct {
 	g      *sim.Guest
+	space  *sim.Space
+	head   xenevents.GPA // of the list of modules
 	binder *Binder
 	engine *probe.Engine
 	found  []detectors.Finding
@@ -42,6 +46,12 @@ func (b *bench) Emit(f *detectors.Finding) { b.found = append(b.found, *f) }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
+	return newBenchOf(t, func(*isf.Builder) {})
+}
+
+// newBenchOf has a kernel with a changed profile.
+func newBenchOf(t *testing.T, change func(*isf.Builder)) *bench {
+	t.Helper()
 	p := isf.NewBuilder()
 	p.Meta.Banner = "Linux version 6"
 	p.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: "vfs_read", Addr: function}, {Name: "untyped", Addr: function}, {Name: "linux_banner", Addr: bannerAt},
@@ -49,6 +59,7 @@ func newBench(t *testing.T) *bench {
 	long := isf.Type{Kind: isf.Base, Name: "long"}
 	p.Funcs["vfs_read"] = isf.Func{Params: []isf.Param{{Name: "file", Type: isf.Type{Kind: isf.Pointer}}, {Name: "count", Type: long}}}
 	p.Users["task_struct"] = isf.UserType{Kind: isf.Struct, Size: 64, Fields: map[string]isf.Field{"pid": {Offset: 0}, "tgid": {Offset: 4}, "comm": {Offset: 8}}}
+	change(p)
 	profile, err := p.Profile()
 	if err != nil {
 		t.Fatal(err)
@@ -56,9 +67,12 @@ func newBench(t *testing.T) *bench {
 	h := sim.NewHost()
 	b := &bench{g: h.Add(sim.Config{ID: 5, Name: "guest"})}
 	s := b.g.NewSpace()
+	b.space = s
 	code := make([]byte, 4096)
 	copy(code[function&0xfff:], []byte{0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xc3}) // endbr64; push rbp; pop rbp; ret
-	copy(code[caller&0xfff:], []byte{0xe8, 0xb9, 0xff, 0xff, 0xff, 0x90, 0xc3})   // call function; nop; ret: two bytes behind it
+	copy(code[coming&0xfff:], []byte{0xf3, 0x0f, 0x1e, 0xfa, 0xc3})
+	copy(code[going&0xfff:], []byte{0xf3, 0x0f, 0x1e, 0xfa, 0xc3})
+	copy(code[caller&0xfff:], []byte{0xe8, 0xb9, 0xff, 0xff, 0xff, 0x90, 0xc3}) // call function; nop; ret: two bytes behind it
 	s.Page(entry&^0xfff+slide, code...)
 	s.Page(bannerAt+slide, []byte("Linux version 6\n\x00")...)
 	s.Map(rootAt+slide, xenevents.GPA(s.CR3()).GFN())

@@ -95,17 +95,11 @@ func isName(s string) bool {
 	return s != "" && len(s) <= 512
 }
 
-// resolve finds the address in the guest.
+// resolve finds the address of a place in the kernel proper.
 func (l Location) resolve(k *guestos.Kernel) (xenevents.GVA, error) {
 	if l.Symbol == "" {
 		return xenevents.GVA(l.Offset), nil
 	}
-	var at xenevents.GVA
-	var err error
-	if l.Module != "" {
-		at, err = k.ModuleSymbol(l.Module, l.Symbol)
-	} else {
-		at, err = k.Address(l.Symbol)
-	}
+	at, err := k.Address(l.Symbol)
 	return at + xenevents.GVA(l.Offset), err
 }

@@ -40,6 +40,8 @@ func (e *Error) Error() string { return fmt.Sprintf("%q: %s", e.Text, e.Why) }
 type Place struct {
 	Entry bool          // a function's first instruction
 	Args  []guestos.Arg // its arguments, there
+	// Syscall: of one of several system calls: hits are detectors.SyscallHit.
+	Syscall bool
 	// Ends: when a call has returned. There are no arguments any more, but its
 	// value, of type Result; the zero Type where that is not known.
 	Ends   bool
@@ -57,16 +59,18 @@ type Scope struct {
 	profile *isf.Profile
 	ends    bool
 	of      Of
-	args    []guestos.Arg
-	names   map[string]source
-	env     *cel.Env
-	types   *provider
-	hit     *view
+	// syscalls: at several system calls
+	syscalls bool
+	args     []guestos.Arg
+	names    map[string]source
+	env      *cel.Env
+	types    *provider
+	hit      *view
 }
 
 // NewScope makes the scope of a place.
 func NewScope(profile *isf.Profile, at Place) (*Scope, error) {
-	s := &Scope{profile: profile, ends: at.Ends, of: at.Of, names: map[string]source{}, hit: &view{}}
+	s := &Scope{profile: profile, ends: at.Ends, of: at.Of, syscalls: at.Syscall, names: map[string]source{}, hit: &view{}}
 	if !at.Ends {
 		s.args = at.Args
 	}
@@ -80,7 +84,7 @@ func NewScope(profile *isf.Profile, at Place) (*Scope, error) {
 	if s.env, err = cel.NewEnv(options...); err != nil {
 		return nil, fmt.Errorf("conditions: %w", err)
 	}
-	if err := s.declare(at.Result); err != nil {
+	if err := s.declare(&at); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -180,6 +184,9 @@ func (s *Scope) known() string {
 		}
 	}
 	what := "; there are pid, tid, comm, uid, start_time and vcpu"
+	if s.syscalls {
+		what += ", syscall.name, syscall.nr and syscall.compat"
+	}
 	switch {
 	case s.of != Instruction:
 		what += ", and " + knownOf(s.of)

@@ -35,7 +35,7 @@ var reserved = []string{"true", "false", "null", "in", "as", "break", "const", "
 // declare makes the variables. An argument has its own name, arg.NAME and argN. A
 // name that means the process as well is neither's: a condition that took one for
 // the other would let the wrong ones pass.
-func (s *Scope) declare(result isf.Type) error {
+func (s *Scope) declare(at *Place) error {
 	var options []cel.EnvOption
 	seen := map[string]bool{}
 	add := func(name string, from source) {
@@ -55,6 +55,12 @@ func (s *Scope) declare(result isf.Type) error {
 		}
 	}
 	s.declareSource(add)
+	if s.syscalls {
+		for name, from := range syscallNames {
+			from.arg = -1
+			add("syscall."+name, s.hit.add(from))
+		}
+	}
 	for i, a := range s.args {
 		shape := s.inRegister(a.Type)
 		if shape == nil {
@@ -72,7 +78,7 @@ func (s *Scope) declare(result isf.Type) error {
 		add(a.Name, from)
 	}
 	if s.ends {
-		shape := s.inRegister(result)
+		shape := s.inRegister(at.Result)
 		if shape == nil {
 			shape = anInt // an error is below 0
 		}

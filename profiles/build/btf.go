@@ -11,36 +11,39 @@ import (
 	"github.com/hprobe/hprobe/profiles/isf"
 )
 
-// addBTF adds the types of the kernel's .BTF section.
-func addBTF(f *elf.File, out *isf.Builder) error {
+// addBTF adds the types of the kernel's .BTF section, and returns its typedefs, which
+// ISF has no place for.
+func addBTF(f *elf.File, out *isf.Builder) (map[string]isf.Type, error) {
 	s := f.Section(".BTF")
 	if s == nil {
-		return errors.New("no BTF in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have")
+		return nil, errors.New("no BTF in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have")
 	}
 	b, err := sectionData(s)
 	if err != nil {
-		return fmt.Errorf("BTF: %w", err)
+		return nil, fmt.Errorf("BTF: %w", err)
 	}
 	spec, err := btf.LoadSpecFromReader(bytes.NewReader(b))
 	if err != nil {
-		return fmt.Errorf("BTF: %w", err)
+		return nil, fmt.Errorf("BTF: %w", err)
 	}
-	c := converter{out: out, names: map[btf.Type]string{}}
+	c := converter{out: out, names: map[btf.Type]string{}, typedefs: map[string]isf.Type{}}
 	for t, err := range spec.All() {
 		if err != nil {
-			return fmt.Errorf("BTF: %w", err)
+			return nil, fmt.Errorf("BTF: %w", err)
 		}
 		c.add(t)
 	}
 	out.Base["pointer"] = isf.BaseType{Kind: "int", Size: 8, Endian: "little"}
 	out.Base["void"] = isf.BaseType{Kind: "void", Endian: "little"}
-	return nil
+	return c.typedefs, nil
 }
 
 // converter turns BTF's types into ISF's.
 type converter struct {
 	out   *isf.Builder
 	names map[btf.Type]string // of unnamed structs, unions and enums
+	// typedefs are what a name means.
+	typedefs map[string]isf.Type
 }
 
 func (c *converter) add(t btf.Type) {
@@ -55,6 +58,8 @@ func (c *converter) add(t btf.Type) {
 		c.out.Users[c.name(t, t.Name)] = c.user(isf.Union, t.Size, t.Members)
 	case *btf.Enum:
 		c.out.Enums[c.name(t, t.Name)] = c.enum(t)
+	case *btf.Typedef:
+		c.typedefs[t.Name] = c.typeOf(t, 0)
 	case *btf.Func:
 		if p, ok := btf.UnderlyingType(t.Type).(*btf.FuncProto); ok {
 			c.out.Funcs[t.Name] = c.proto(p)

@@ -67,7 +67,11 @@ func fromImage(ctx context.Context, b []byte, name string) (*isf.Profile, error)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := addBTF(f, out); err != nil {
+	typedefs, err := addBTF(f, out)
+	if err != nil {
+		return nil, err
+	}
+	if err := addSyscalls(f, out, typedefs); err != nil {
 		return nil, err
 	}
 	return out.Profile()

@@ -18,7 +18,9 @@ type Arg struct {
 	// InPtRegs: the register points to a struct pt_regs, which has it at Offset.
 	InPtRegs bool
 	Offset   uint64
-	Type     isf.Type
+	// Half: only the low 32 bits are the argument.
+	Half bool
+	Type isf.Type
 }
 
 // OnStack is the Register of a large struct that is passed by value.
@@ -36,7 +38,11 @@ func (a *Arg) Read(regs *xenevents.Registers, mem func(xenevents.GVA) (uint64, e
 	if !a.InPtRegs {
 		return v, nil
 	}
-	return mem(xenevents.GVA(v + a.Offset))
+	v, err := mem(xenevents.GVA(v + a.Offset))
+	if a.Half {
+		v = uint64(uint32(v))
+	}
+	return v, err
 }
 
 // The System V calling convention's registers for integer arguments, in
@@ -62,6 +68,11 @@ var ErrNoPrototype = errors.New("its arguments are not in the profile")
 func Args(p *isf.Profile, function string) ([]Arg, error) {
 	if call, ok := strings.CutPrefix(function, syscallWrapper); ok {
 		return syscallArgs(p, call)
+	}
+	for _, wrapper := range []string{compatOnlyWrapper, compatWrapper} {
+		if call, ok := strings.CutPrefix(function, wrapper); ok {
+			return compatArgs(p, call)
+		}
 	}
 	f, err := p.Func(function)
 	if err != nil {
@@ -109,6 +120,15 @@ func UntypedArgs() []Arg {
 	return all
 }
 
+// withoutUnused takes away what the function of a call without arguments is given all
+// the same: struct pt_regs *__unused.
+func withoutUnused(params []isf.Param) []isf.Param {
+	if len(params) == 1 && params[0].Name == "__unused" {
+		return params[:0]
+	}
+	return params
+}
+
 func syscallArgs(p *isf.Profile, call string) ([]Arg, error) {
 	var params []isf.Param
 	for _, prefix := range syscallPrototypes {
@@ -117,6 +137,7 @@ func syscallArgs(p *isf.Profile, call string) ([]Arg, error) {
 			break
 		}
 	}
+	params = withoutUnused(params)
 	all := make([]Arg, len(syscallFields))
 	for i, field := range syscallFields {
 		at, err := p.Field("pt_regs", field)

@@ -42,6 +42,9 @@ type Kernel struct {
 	mem      *guestmem.Reader
 	taskOnce sync.Once
 	task     taskLayout
+
+	modulesOnce sync.Once
+	layout      moduleLayout
 }
 
 // Domain is what is read of a guest.

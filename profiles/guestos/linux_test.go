@@ -26,7 +26,7 @@ const (
 	modulesAt = 0xffffffff82b00010
 	percpu    = 0x1fb00
 
-	moduleList, moduleName, moduleKallsyms, moduleSize = 16, 40, 112, 256
+	moduleList, moduleName, moduleKallsyms, moduleState = 16, 40, 112, 120
 )
 
 var le = binary.LittleEndian
@@ -36,7 +36,8 @@ func testProfile(t testing.TB, change func(*isf.Builder)) *isf.Profile {
 	b := isf.NewBuilder()
 	b.Meta.Banner = banner
 	b.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: "linux_banner", Addr: bannerAt}, {Name: "init_top_pgt", Addr: rootAt},
-		{Name: "modules", Addr: modulesAt}, {Name: "current_task", Addr: percpu}, {Name: "do_exit", Addr: 0xffffffff81001000}}
+		{Name: "modules", Addr: modulesAt}, {Name: "current_task", Addr: percpu}, {Name: "do_exit", Addr: 0xffffffff81001000},
+		{Name: "parse_args", Addr: 0xffffffff81002000}, {Name: "module_arch_freeing_init", Addr: 0xffffffff81003000}}
 	fields := func(all ...any) isf.UserType {
 		u := isf.UserType{Kind: isf.Struct, Size: 512, Fields: map[string]isf.Field{}}
 		for i := 0; i < len(all); i += 2 {
@@ -45,7 +46,7 @@ func testProfile(t testing.TB, change func(*isf.Builder)) *isf.Profile {
 		return u
 	}
 	b.Users = map[string]isf.UserType{
-		"module":       fields("list", moduleList, "name", moduleName, "kallsyms", moduleKallsyms),
+		"module":       fields("list", moduleList, "name", moduleName, "kallsyms", moduleKallsyms, "state", moduleState),
 		"mod_kallsyms": fields("symtab", 8, "num_symtab", 24, "strtab", 16),
 		"task_struct":  fields("pid", 0x54, "tgid", 0x58, "comm", 0x70),
 		"pt_regs":      fields("di", 0x70, "si", 0x68, "dx", 0x60, "r10", 0x38, "r8", 0x48, "r9", 0x40),
@@ -53,6 +54,7 @@ func testProfile(t testing.TB, change func(*isf.Builder)) *isf.Profile {
 		"small":        {Kind: isf.Struct, Size: 4},
 		"pair":         {Kind: isf.Struct, Size: 16},
 	}
+	addModuleText(b)
 	pointer := isf.Type{Kind: isf.Pointer, Subtype: &isf.Type{Kind: isf.Struct, Name: "file"}}
 	long := isf.Type{Kind: isf.Base, Name: "long"}
 	b.Funcs = map[string]isf.Func{
@@ -193,88 +195,6 @@ func TestKernelSpaces(t *testing.T) {
 	r.CR3 = 0x5801 // KPTI: user mode, with a PCID
 	if got := kernelSpaces(&r); len(got) != 2 || got[0].Root != 0x4000 || got[1].Root != 0x5000 {
 		t.Errorf("%v", got)
-	}
-}
-
-type symbol struct {
-	name  string
-	value uint64
-}
-
-// load puts a module into the guest, after another one in the list. It returns
-// the address of its list entry.
-func (g *guest) load(at uint64, name string, next uint64, symbols ...symbol) uint64 {
-	mod := make([]byte, 4096)
-	le.PutUint64(mod[moduleList:], next)
-	copy(mod[moduleName:moduleName+56], name)
-	const table, symtab, strtab = 0x200, 0x300, 0x800
-	le.PutUint64(mod[moduleKallsyms:], at+table)
-	le.PutUint64(mod[table+8:], at+symtab)
-	le.PutUint64(mod[table+16:], at+strtab)
-	le.PutUint32(mod[table+24:], uint32(len(symbols)))
-	text := []byte{0}
-	for i, s := range symbols {
-		le.PutUint32(mod[symtab+24*i:], uint32(len(text)))
-		le.PutUint64(mod[symtab+24*i+8:], s.value)
-		text = append(append(text, s.name...), 0)
-	}
-	copy(mod[strtab:], text)
-	g.space.Page(xenevents.GVA(at), mod...)
-	return at + moduleList
-}
-
-func (g *guest) poke64(t testing.TB, at xenevents.GVA, v uint64) {
-	t.Helper()
-	g.Poke(g.walk(t, at), le.AppendUint64(nil, v))
-}
-
-func TestModuleSymbol(t *testing.T) {
-	g := newGuest(t, banner+"\n\x00")
-	const one, two = 0xffffffffc0100000, 0xffffffffc0200000
-	g.page(modulesAt, "")
-	last := g.load(two, "vuln", modulesAt+slide, symbol{"vuln_copy", 0}, symbol{"vuln_copy_more", two + 1}, symbol{"vuln_copy", two + 2}, symbol{"x", two + 3})
-	first := g.load(one, "vulnerable", last, symbol{"vuln_copy", one + 1})
-	g.poke64(t, modulesAt+slide, first)
-	k := g.find(t, testProfile(t, nil))
-	for _, c := range []struct {
-		module, symbol string
-		want           xenevents.GVA
-		err            string
-	}{
-		{"vuln", "vuln_copy", two + 2, ""}, {"vulnerable", "vuln_copy", one + 1, ""}, {"vuln", "x", two + 3, ""}, {"vuln", "vuln_copy_more", two + 1, ""},
-		{"vuln", "vuln_cop", 0, `module vuln has no symbol "vuln_cop"`}, {"vuln", "", 0, "no symbol"}, {"nosuch", "x", 0, `no module "nosuch" is loaded`}, {"", "x", 0, "no module"},
-	} {
-		got, err := k.ModuleSymbol(c.module, c.symbol)
-		if got != c.want || (err == nil) != (c.err == "") || err != nil && (!strings.Contains(err.Error(), c.err) || !errors.Is(err, isf.ErrNotFound)) {
-			t.Errorf("%s!%s is %v, %v", c.module, c.symbol, got, err)
-		}
-	}
-	for name, c := range map[string]struct {
-		at    xenevents.GVA
-		value uint64
-		want  string
-	}{
-		"a list without end":         {two + moduleList, first, "has no end"},
-		"a list into nothing":        {two + moduleList, 0x1234, "list of modules"},
-		"a list out of the space":    {two + moduleList, 1 << 60, "no canonical address"},
-		"a table into nothing":       {two + moduleKallsyms, 0x1234, "symbols of module vuln"},
-		"more symbols than there be": {two + 0x200 + 24, 0xffffffff, "4294967295 symbols"},
-		"symbols into nothing":       {two + 0x200 + 8, 0x1234, "symbols of module vuln"},
-		"strings into nothing":       {two + 0x200 + 16, 0x1234, "no symbol"},
-	} {
-		old, err := k.read64(uint64(c.at))
-		if err != nil {
-			t.Fatal(err)
-		}
-		g.poke64(t, c.at, c.value)
-		what := "vuln"
-		if strings.Contains(name, "list") {
-			what = "nosuch"
-		}
-		if got, err := k.ModuleSymbol(what, "nosuch"); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v, %v", name, got, err)
-		}
-		g.poke64(t, c.at, old)
 	}
 }
 

@@ -41,13 +41,14 @@ var mayImport = map[string][]string{
 	"profiles/isf":     {},
 	"profiles/store":   {"profiles/isf"},
 	"profiles/build":   {"profiles/isf", "xenevents", "xenevents/guestmem"},
-	"profiles/guestos": {"profiles/isf", "xenevents", "xenevents/guestmem"},
+	"profiles/guestos": {"profiles/isf", "profiles/near", "xenevents", "xenevents/guestmem"},
+	"profiles/near":    {},
 
 	"detectors":           {"xenevents"},
 	"detectors/policy":    {"detectors"},
-	"detectors/binder":    {"detectors", "profiles/isf", "profiles/guestos", "xenevents", "xenevents/probe"},
+	"detectors/binder":    {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents", "xenevents/probe"},
 	"detectors/builtin":   {"detectors", "xenevents"},
-	"detectors/condition": {"detectors", "profiles/isf", "profiles/guestos", "xenevents"},
+	"detectors/condition": {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents"},
 	"detectors/sinks":     {"detectors"},
 
 	"plugins/proto":      {},

@@ -3,12 +3,18 @@
 package guests
 
 import (
+	"bytes"
 	"context"
 	"embed"
 	"fmt"
+	"io"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+
+	"github.com/mikelolasagasti/xz"
 
 	"github.com/hprobe/hprobe/test/lab"
 )
@@ -47,6 +53,62 @@ func Module(ctx context.Context, linux string, say func(string)) (lab.File, erro
 	}
 	path, err := lab.BuildModule(ctx, linux, "vuln", files, say)
 	return lab.File{Name: "vuln.ko", Source: path, Guest: true}, err
+}
+
+// Twin is the same module under another name, twin, with its own device: one that may
+// be loaded where the other one was. /payload/twin.ko there.
+func Twin(ctx context.Context, linux string, say func(string)) (lab.File, error) {
+	source, err := sources.ReadFile("module/vuln.c")
+	if err != nil {
+		return lab.File{}, err
+	}
+	header, err := sources.ReadFile("module/vuln.h")
+	if err != nil {
+		return lab.File{}, err
+	}
+	twin := strings.NewReplacer(`"vuln.h"`, `"vuln.h"`, "struct vuln_", "struct vuln_", "vuln", "twin").Replace(string(source))
+	path, err := lab.BuildModule(ctx, linux, "twin", map[string][]byte{"Kbuild": []byte("obj-m := twin.o\n"), "twin.c": []byte(twin), "vuln.h": header}, say)
+	return lab.File{Name: "twin.ko", Source: path, Guest: true}, err
+}
+
+// KernelModule is a module of a guest's kernel as Debian ships it: /payload/NAME.ko
+// there. dir must live until the copy is made.
+func KernelModule(ctx context.Context, linux, name, dir string) (lab.File, error) {
+	kernel, release, err := lab.GuestKernel(ctx, linux)
+	if err != nil {
+		return lab.File{}, err
+	}
+	root, _, _ := strings.Cut(kernel, "/boot/")
+	root, _, _ = strings.Cut(root, "/usr/lib/modules/")
+	for _, lib := range []string{"lib", "usr/lib"} {
+		found, err := filepath.Glob(filepath.Join(root, lib, "modules", release, "kernel/drivers/*", name+".ko*"))
+		if err != nil {
+			return lab.File{}, err
+		}
+		if len(found) > 0 {
+			to := filepath.Join(dir, name+".ko")
+			return lab.File{Name: name + ".ko", Source: to, Guest: true}, unpack(found[0], to)
+		}
+	}
+	return lab.File{}, fmt.Errorf("no module %s of Linux %s in %s", name, release, root)
+}
+
+// unpack copies a module that may be compressed.
+func unpack(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if filepath.Ext(from) == ".xz" {
+		r, err := xz.NewReader(bytes.NewReader(b), xz.DefaultDictMax)
+		if err != nil {
+			return fmt.Errorf("unpack %s: %w", from, err)
+		}
+		if b, err = io.ReadAll(r); err != nil {
+			return fmt.Errorf("unpack %s: %w", from, err)
+		}
+	}
+	return os.WriteFile(to, b, 0o644)
 }
 
 // Profile has a built hprobe make the profile of a kernel image, as a user

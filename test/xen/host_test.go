@@ -65,6 +65,8 @@ func TestHosts(t *testing.T) {
 			t.Run("When", func(t *testing.T) { when(t, cfg) })
 			t.Run("CopyOnWrite", func(t *testing.T) { copyOnWrite(t, cfg) })
 			t.Run("Sources", func(t *testing.T) { sources(t, cfg) })
+			t.Run("Modules", func(t *testing.T) { modulesComeAndGo(t, cfg) })
+			t.Run("Syscalls", func(t *testing.T) { syscalls(t, cfg) })
 			t.Run("StepOver", func(t *testing.T) { stepOver(t, cfg) })
 		})
 	}

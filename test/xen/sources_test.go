@@ -72,8 +72,8 @@ func watching(t *testing.T, h *lab.Host, flags string) string {
 	return id
 }
 
-// hitsOf are those of a probe, with others counters in its line.
-func hitsOf(t *testing.T, h *lab.Host, id string) (hits, passed uint64, state string) {
+// sourceHits are those of a probe, with others counters in its line.
+func sourceHits(t *testing.T, h *lab.Host, id string) (hits, passed uint64, state string) {
 	t.Helper()
 	var out struct {
 		Hits   uint64 `json:",string"`
@@ -95,7 +95,7 @@ func hitsOf(t *testing.T, h *lab.Host, id string) (hits, passed uint64, state st
 
 func wantHits(t *testing.T, h *lab.Host, what, id string, want uint64) (passed uint64) {
 	t.Helper()
-	hits, passed, state := hitsOf(t, h, id)
+	hits, passed, state := sourceHits(t, h, id)
 	if hits != want || state != "armed" {
 		t.Errorf("%s: %d hits, not %d; %s, %d passed", what, hits, want, state, passed)
 	}
@@ -173,7 +173,7 @@ func cpuids(t *testing.T, h *lab.Host) {
 		t.Errorf("the guest gets %q, and got %q", got, want)
 	}
 	h.Guest.MustRun(t, "poke cpuid 1 0 25; poke cpuid 7 1 3")
-	hits, _, _ := hitsOf(t, h, one)
+	hits, _, _ := sourceHits(t, h, one)
 	if hits < 100 || hits > 104 { // a program that starts may ask itself
 		t.Errorf("%d CPUIDs of the leaf, not 100", hits)
 	}
@@ -263,7 +263,7 @@ func switches(t *testing.T, h *lab.Host) {
 		const n = 500
 		id := watching(t, h, "--register cr3"+flags)
 		poke(t, h, "switch %d", n)
-		hits, _, state := hitsOf(t, h, id)
+		hits, _, state := sourceHits(t, h, id)
 		if hits < 2*n {
 			t.Errorf("cr3%s: %d writes, %s, of %d switches at least", flags, hits, state, 2*n)
 		}
@@ -279,7 +279,7 @@ func TestSwitchesWithoutEnd(t *testing.T) {
 	h := daemonHostWith(t, plain, []lab.File{pokeProgram(t)})
 	id := watching(t, h, "--register cr3 --async")
 	poke(t, h, "switch 30000")
-	if hits, _, state := hitsOf(t, h, id); hits < 25_000 {
+	if hits, _, state := sourceHits(t, h, id); hits < 25_000 {
 		t.Errorf("%d writes, %s", hits, state)
 	}
 	says(t, h, 0, "hprobe findings", "suspended")

@@ -20,12 +20,6 @@ func callsFor(t *testing.T, h *lab.Host) (c calls, said string) {
 // takes the probe out again. It returns what the guest says, and what trace showed.
 func ruled(t *testing.T, h *lab.Host, rule string, matched, wrong int, words ...string) (said, trace string) {
 	t.Helper()
-	if h.Config.Guest == "5.10" { // its BTF lacks the inner function, and the names with it
-		rule = strings.ReplaceAll(rule, "which", "arg0")
-		for i := range words {
-			words[i] = strings.ReplaceAll(words[i], "which", "arg0")
-		}
-	}
 	id, _, _ := strings.Cut(says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority "+rule, "armed in guest"), ":")
 	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
 	c, said := callsFor(t, h)
@@ -47,13 +41,9 @@ func ruled(t *testing.T, h *lab.Host, rule string, matched, wrong int, words ...
 func when(t *testing.T, cfg lab.Config) {
 	h := daemonHost(t, cfg, "calls", "texthash")
 	before := h.Guest.MustRun(t, "texthash")
-	which, near := "which", "did you mean 'which'"
-	if cfg.Guest == "5.10" {
-		which, near = "arg0", "the arguments arg0, "
-	}
 	for _, wrong := range [][2]string{
-		{`--at __x64_sys_getpriority --when 'whick == 1'`, near}, {`--at vfs_open --when 'file.f_mod == 1'`, "did you mean 'f_mode'"},
-		{`--at __x64_sys_getpriority --when ` + which, "true or false"}, {`--at __x64_sys_getpriority --mode enforce`, "without a verdict"},
+		{`--at __x64_sys_getpriority --when 'whick == 1'`, "did you mean 'which'"}, {`--at vfs_open --when 'file.f_mod == 1'`, "did you mean 'f_mode'"},
+		{`--at __x64_sys_getpriority --when which`, "true or false"}, {`--at __x64_sys_getpriority --mode enforce`, "without a verdict"},
 		{`--at vfs_open+4 --deny EPERM`, "entry"}, {`--at vfs_open --deny ENOSUCH`, "ENOSUCH"},
 	} {
 		says(t, h, 2, "hprobe probe add --domain guest "+wrong[0], wrong[1])
@@ -61,7 +51,7 @@ func when(t *testing.T, cfg lab.Config) {
 	says(t, h, 0, "hprobe status", "attached to no guest")
 
 	_, trace := ruled(t, h, `--when 'which >= 1100 && which < 1200 && comm == "calls" && pid < tid' --capture 'which,who=arg1,comm,uid,start_time > 0'`, 100, 0, "100 ")
-	if n := strings.Count(trace, `, comm="calls", uid=0, start_time > 0=true)`); n != 100 || cfg.Guest != "5.10" && (!strings.Contains(trace, "(which=1100, who=0, ") || !strings.Contains(trace, "(which=1199, who=0, ")) {
+	if n := strings.Count(trace, `, comm="calls", uid=0, start_time > 0=true)`); n != 100 || !strings.Contains(trace, "(which=1100, who=0, ") || !strings.Contains(trace, "(which=1199, who=0, ") {
 		t.Errorf("%d calls as they were in %.600s", n, trace)
 	}
 	// What would be done is not done, until somebody says so.
@@ -90,7 +80,7 @@ func when(t *testing.T, cfg lab.Config) {
 	// Memory that is not there is no match, and no harm.
 	ruled(t, h, `--when 'u64(which) == 5' --deny EPERM --mode enforce`, 0, 0, "last error")
 
-	says(t, h, 0, "hprobe findings --last 10", "REPORTED", which+" == 1007; set "+which+"=0", "could not be judged, and was let pass (256 so far)")
+	says(t, h, 0, "hprobe findings --last 10", "REPORTED", "which == 1007; set which=0", "could not be judged, and was let pass (256 so far)")
 	says(t, h, 0, "hprobe findings | grep -c BLOCKED", fmt.Sprint(250+100+275))
 	says(t, h, 0, "hprobe status", "attached to no guest")
 	if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {

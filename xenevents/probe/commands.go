@@ -23,8 +23,12 @@ func (e *Engine) Add(ctx context.Context, r Request) (ID, error) {
 }
 
 func (e *Engine) add(r Request) (ID, error) {
-	if r.Follow {
-		id, err := e.addFollowed(r)
+	if r.Follow || r.Placed {
+		add := e.addFollowed
+		if r.Placed {
+			add = e.addPlaced
+		}
+		id, err := add(r)
 		if err != nil {
 			err = fmt.Errorf("probe %q: %w", r.Name, err)
 		}
@@ -164,33 +168,47 @@ func (e *Engine) chooseStep(asked StepOver, in insn) (StepOver, error) {
 	return asked, nil
 }
 
-// Remove takes a probe out: when it returns the guest does not hit it any more.
-// The copy of its page goes a moment later, when no vCPU is in the middle of an
-// answer (Stats.Shadows tells). Calls that are under way return without a hit.
-func (e *Engine) Remove(ctx context.Context, id ID) error {
-	return e.call(ctx, func() error {
-		user := e.probes[id]
-		if user == nil {
-			return fmt.Errorf("there is no probe %d", id)
+// Remove takes probes out: when it returns the guest does not hit them any more.
+// The copies of their pages go a moment later, when no vCPU is in the middle of an
+// answer (Stats.Shadows tells): many at once for the price of one. Calls that are
+// under way return without a hit.
+func (e *Engine) Remove(ctx context.Context, ids ...ID) error {
+	return e.call(ctx, func() (err error) {
+		for _, id := range ids {
+			err = errors.Join(err, e.remove(id))
 		}
-		if user.suspended {
-			e.resume(user, e.clock())
-		}
-		// Calls under way return as if there had been no probe.
-		err := errors.Join(e.forget(user), e.leaveSites(user))
-		delete(e.probes, id)
-		e.removed()
-		if user.watch != nil {
-			return errors.Join(err, e.unwatch(user))
-		}
-		if user.follow != nil {
-			err = errors.Join(err, e.removeFollowed(user))
-		} else {
-			e.forgetPaused(user.patch)
-			err = errors.Join(err, e.leave(user.patch, user))
-		}
-		return errors.Join(err, e.leaveWaiters(user))
+		return err
 	})
+}
+
+func (e *Engine) remove(id ID) error {
+	user := e.probes[id]
+	if user == nil {
+		return fmt.Errorf("there is no probe %d", id)
+	}
+	if user.suspended {
+		e.resume(user, e.clock())
+	}
+	delete(e.probes, id)
+	e.removed()
+	return errors.Join(e.takeOut(user), e.leaveWaiters(user))
+}
+
+// takeOut has the guest not hit a probe any more. Calls under way return as if there
+// had been no probe.
+func (e *Engine) takeOut(user *probe) error {
+	switch {
+	case user.Placed:
+		return e.lift(user, "")
+	case user.watch != nil:
+		return e.unwatch(user)
+	}
+	err := errors.Join(e.forget(user), e.leaveSites(user))
+	if user.follow != nil {
+		return errors.Join(err, e.removeFollowed(user))
+	}
+	e.forgetPaused(user.patch)
+	return errors.Join(err, e.leave(user.patch, user))
 }
 
 // Probes returns the status of all probes, by rising ID, and the counters.
@@ -238,6 +256,9 @@ func (e *Engine) status(u *probe) Status {
 	}
 	if u.follow != nil {
 		u.followStatus(&s)
+	}
+	if u.Placed && u.patch == nil && u.failed == "" {
+		s.State, s.Detail = Waiting, u.unplaced
 	}
 	return s
 }

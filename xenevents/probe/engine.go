@@ -117,6 +117,7 @@ type probe struct {
 	failed        string
 	follow        *followed // nil: of a Request without Follow
 	watch         *watched  // nil: of a Request
+	unplaced      string    // why a probe with Placed is at no place
 
 	returns, lost uint64
 	told          bool          // the log, that one can not be seen

@@ -65,6 +65,10 @@ type Request struct {
 	// probe is accepted while there is none (see Waiting), and goes where the page
 	// goes.
 	Follow bool
+	// Placed is for code of the kernel that comes and goes, as modules do. The probe
+	// has no address of its own (At is 0): it is Waiting until Engine.Place says where
+	// its code is, and again after Engine.Lift. Its hits are counted on.
+	Placed bool
 	// Return asks for the end of each call as well: Decide is called once more,
 	// with Hit.Return, when the function has returned to its caller. Only for
 	// the first instruction of a function, where RSP points to the return
@@ -213,7 +217,7 @@ const (
 	// Failed: its Decide panicked. It lets the guest go on and is counted.
 	Failed
 	// Waiting: of a Request with Follow, the guest has no page there that may be
-	// run; the probe is armed once it has.
+	// run; the probe is armed once it has. Of one with Placed, it is at no place.
 	Waiting
 	// Ended: of a Request with Follow, the process has exited.
 	Ended

@@ -21,6 +21,7 @@ const (
 // the patch stays, so that a call of a known caller costs no page.
 type site struct {
 	patch *patch
+	at    xenevents.GVA
 	calls int      // that have not returned
 	users []*probe // whose calls came from here
 }
@@ -213,7 +214,7 @@ func (e *Engine) newSite(user *probe, space xenevents.AddressSpace, at xenevents
 	if err != nil {
 		return nil, err
 	}
-	p.site = &site{patch: p, users: []*probe{user}}
+	p.site = &site{patch: p, at: at, users: []*probe{user}}
 	e.sites = append(e.sites, p.site)
 	return p.site, nil
 }

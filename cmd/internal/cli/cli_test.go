@@ -29,6 +29,8 @@ type hprobed struct {
 	controlapi.UnimplementedControlServer
 	asked []any
 	stop  func()
+	// answer is what AddProbe answers; nil: a hostile guest's.
+	answer *controlapi.Probe
 }
 
 // die ends hprobed in the middle of a call.
@@ -61,6 +63,9 @@ func (h *hprobed) AddProbe(_ context.Context, r *controlapi.AddProbeRequest) (*c
 	if r.GetDomain() != "guest" {
 		return nil, status.Errorf(codes.NotFound, "domain %s: no such domain", r.GetDomain())
 	}
+	if h.answer != nil {
+		return h.answer, nil
+	}
 	return h.probe(), nil
 }
 
@@ -87,6 +92,9 @@ func (h *hprobed) AddStopgap(_ context.Context, r *controlapi.AddStopgapRequest)
 		return nil, status.Error(codes.FailedPrecondition, "no altp2m")
 	case "EFAILED":
 		return nil, status.Error(codes.Unknown, "near it: "+hostile)
+	}
+	if r.GetName() == "waiting" {
+		return &controlapi.Detector{Id: "d1", Domain: "guest", Name: "x", Mode: "fix", What: "what", Probes: []*controlapi.Probe{{State: "armed"}, {State: "waiting", Detail: "armed when"}}}, nil
 	}
 	return h.detector(), nil
 }
@@ -246,6 +254,7 @@ func TestFlagsReachTheDaemon(t *testing.T) {
 		want any
 	}{
 		{"probe add --domain guest --at vuln!f+0x10 --name n", &controlapi.AddProbeRequest{Domain: "guest", At: "vuln!f+0x10", Name: "n"}},
+		{"probe add --domain guest --syscall openat,execve --syscall !read", &controlapi.AddProbeRequest{Domain: "guest", Syscalls: []string{"openat", "execve", "!read"}}},
 		{"probe add --domain guest --at f --return", &controlapi.AddProbeRequest{Domain: "guest", At: "f", Returns: true}},
 		{"stopgap add vuln -d guest --at vuln!f --length [arg0+8] --limit 0x1001 --errno EINVAL --fix",
 			&controlapi.AddStopgapRequest{Name: "vuln", Domain: "guest", At: "vuln!f", Length: "[arg0+8]", Limit: 0x1001, Errno: "EINVAL", Fix: true}},
@@ -265,6 +274,26 @@ func TestFlagsReachTheDaemon(t *testing.T) {
 		}
 		if strings.Contains(c.args, "-n 1") && strings.Count(out, "\n") != 1 {
 			t.Errorf("%s: %q", c.args, out)
+		}
+	}
+}
+
+// TestWaiting: what is not armed yet says why, and a set of system calls what it is.
+func TestWaiting(t *testing.T) {
+	h, socket := serve(t)
+	for want, p := range map[string]*controlapi.Probe{
+		"p1: waiting in guest: armed when\n":                             {Id: "p1", Domain: "guest", State: "waiting", Detail: "armed when", At: "m!f"},
+		"p1: waiting in guest for the page of 0x401000 in process 7\n":   {Id: "p1", Domain: "guest", State: "waiting", At: "0x401000", Pid: 7},
+		"p1: armed in guest at 3 places of 1 system call\n":              {Id: "p1", Domain: "guest", State: "armed", Syscalls: []string{"openat"}, Places: 3, SyscallCount: 1},
+		"d1: x watches guest, fix mode: what\nd1: waiting: armed when\n": nil,
+	} {
+		h.answer = p
+		args := "probe add -d guest --at f"
+		if p == nil {
+			args = "stopgap add waiting -d guest"
+		}
+		if code, out, errs := run(append(strings.Fields(args), "--socket", socket)...); code != 0 || out != want {
+			t.Errorf("%q: status %d, %q, %q", want, code, out, errs)
 		}
 	}
 }

@@ -10,8 +10,18 @@ import (
 )
 
 const placeHelp = `A place is written like do_exit, do_exit+0x10, vuln!vuln_copy (a function of a
-loaded module) or 0xffffffff81000000 (an address in the guest). It must be the first
+module) or 0xffffffff81000000 (an address in the guest). It must be the first
 byte of an instruction: at any other the guest would run something else.
+
+A module need not be loaded: the probe waits, is armed when the module is in place
+and has run nothing yet, waits again when it is unloaded, and so on.
+
+With --syscall there is no place, but a set of system calls, native ones and those of
+32-bit programs by the names that they have there: openat,execve; all; or
+'all,!read,!write' (in quotes: a ! means something to a shell). Each call that is in
+the set waits for hprobed, others cost nothing. A rule may say syscall.name, syscall.nr
+and syscall.compat; arguments go by their names where the set is one call, else they are
+arg0 to arg5.
 
 With --pid it is an address in that process. The page need not be there: the probe
 waits for it, follows it where the guest's kernel moves it, takes the hits of that
@@ -22,7 +32,7 @@ func (a *app) probe() *cobra.Command {
 	var rule controlapi.Rule
 	var source controlapi.Source
 	add := &cobra.Command{
-		Use: "add --domain DOMAIN (--at PLACE | --register R | --cpuid LEAF | --memory RANGE)", Short: "Put a probe into a running guest", Args: exactly(),
+		Use: "add --domain DOMAIN (--at PLACE | --syscall NAME,… | --register R | --cpuid LEAF | --memory RANGE)", Short: "Put a probe into a running guest", Args: exactly(),
 		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + sourceHelp + "\n\n" + ruleHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req.Rule = ruleOf(cmd, &rule)
@@ -42,6 +52,14 @@ func (a *app) probe() *cobra.Command {
 					_, err = fmt.Fprintf(a.out, "%s: watching %s in %s\n", p.GetId(), plain(p.GetAt()), guestText(p.GetDomain()))
 					return err
 				}
+				if len(p.GetSyscalls()) > 0 {
+					_, err = fmt.Fprintf(a.out, "%s: %s in %s at %s of %s\n", p.GetId(), p.GetState(), guestText(p.GetDomain()), count(p.GetPlaces(), "place"), count(p.GetSyscallCount(), "system call"))
+					return err
+				}
+				if p.GetState() == "waiting" && p.GetPid() == 0 {
+					_, err = fmt.Fprintf(a.out, "%s: waiting in %s: %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetDetail()))
+					return err
+				}
 				if p.GetState() == "waiting" {
 					_, err = fmt.Fprintf(a.out, "%s: waiting in %s for the page of %s in process %d\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetPid())
 					return err
@@ -59,6 +77,7 @@ func (a *app) probe() *cobra.Command {
 	ruleFlags(add, &rule)
 	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel)")
 	sourceFlags(add, &source)
+	f.StringSliceVar(&req.Syscalls, "syscall", nil, "in place of --at: system calls: openat,execve, or all, or 'all,!read,!write'")
 	must(add, "domain")
 
 	var domain string

@@ -35,20 +35,22 @@ func sourceFlags(cmd *cobra.Command, s *controlapi.Source) {
 // sourceOf is the source that the command line gives, or nil where it gives a place.
 func sourceOf(cmd *cobra.Command, s *controlapi.Source) (*controlapi.Source, error) {
 	var what []string
-	for _, flag := range []string{"at", "register", "cpuid", "memory"} {
+	for _, flag := range []string{"at", "syscall", "register", "cpuid", "memory"} {
 		if cmd.Flags().Changed(flag) {
 			what = append(what, "--"+flag)
 		}
 	}
 	switch {
 	case len(what) == 0:
-		return nil, fmt.Errorf("%w: say --at, --register, --cpuid or --memory (%s --help)", errUsage, cmd.CommandPath())
+		return nil, fmt.Errorf("%w: say --at, --syscall, --register, --cpuid or --memory (%s --help)", errUsage, cmd.CommandPath())
 	case len(what) > 1:
 		return nil, fmt.Errorf("%w: %s and %s exclude each other", errUsage, what[0], what[1])
-	case what[0] == "--at" && (s.Async || s.Access != ""):
-		return nil, fmt.Errorf("%w: --async is for registers, --access for memory", errUsage)
-	case what[0] == "--at":
-		return nil, nil
 	}
-	return s, nil
+	if place := what[0] == "--at" || what[0] == "--syscall"; !place {
+		return s, nil
+	}
+	if s.Async || s.Access != "" {
+		return nil, fmt.Errorf("%w: --async is for registers, --access for memory", errUsage)
+	}
+	return nil, nil
 }

@@ -9,7 +9,7 @@ import (
 
 func TestSourcesThatExcludeEachOther(t *testing.T) {
 	for args, want := range map[string]string{
-		"": "--at, --register, --cpuid or --memory", "--at f --register cr3": "--at and --register exclude", "--cpuid 1 --memory a": "--cpuid and --memory exclude",
+		"": "--at, --syscall, --register, --cpuid or --memory", "--at f --register cr3": "--at and --register exclude", "--cpuid 1 --memory a": "--cpuid and --memory exclude",
 		"--at f --async": "--async is for registers", "--at f --access r": "--access for memory",
 	} {
 		if code, _, errs := run(append(strings.Fields("probe add -d guest "+args), "--socket", "/nowhere")...); code != 2 || !strings.Contains(errs, want) {

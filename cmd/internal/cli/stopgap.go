@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -24,7 +25,8 @@ hprobe knows by name. For another one say where the length is:
 
 --length is arg0 to arg5 for an argument of the function, [arg0+8] for the 8 bytes
 in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointer.
---at is the function: a symbol, or module!symbol for one of a loaded module.
+--at is the function: a symbol, or module!symbol for one of a module, loaded or
+to come.
 
 hprobed looks when the function is entered. A program that changes a length in its
 own memory after that, from another thread, gets past; and a call whose length is
@@ -41,6 +43,12 @@ return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`
 					return a.message(d)
 				}
 				_, err = fmt.Fprintf(a.out, "%s: %s watches %s, %s mode: %s\n", d.GetId(), plain(d.GetName()), guestText(d.GetDomain()), d.GetMode(), plain(d.GetWhat()))
+				for _, p := range d.GetProbes() {
+					if p.GetState() == "waiting" {
+						_, err2 := fmt.Fprintf(a.out, "%s: waiting: %s\n", d.GetId(), plain(p.GetDetail()))
+						err = errors.Join(err, err2)
+					}
+				}
 				return err
 			})
 		},

@@ -24,15 +24,17 @@ const (
 )
 
 type AddProbeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`    // name, id or UUID
-	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`            // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
-	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
-	Returns       bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
-	Rule          *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
-	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
-	Source        *Source                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`   // what is watched in place of an instruction; then at is empty
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Domain  string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`    // name, id or UUID
+	At      string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`            // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
+	Name    string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
+	Step    string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
+	Returns bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
+	Rule    *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
+	Pid     uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
+	// In place of at: names of system calls, "all", "!name" for one that is left out.
+	Syscalls      []string `protobuf:"bytes,20,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
+	Source        *Source  `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"` // what is watched in place of an instruction; then at is empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -114,6 +116,13 @@ func (x *AddProbeRequest) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *AddProbeRequest) GetSyscalls() []string {
+	if x != nil {
+		return x.Syscalls
+	}
+	return nil
 }
 
 func (x *AddProbeRequest) GetSource() *Source {
@@ -453,29 +462,35 @@ func (x *RemoveRequest) GetId() string {
 }
 
 type Probe struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // "p1": of this daemon's run
-	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	At            string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
-	Address       uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended, suspended
-	Step          string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
-	Instruction   string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
-	Hits          uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
-	Changed       uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
-	Detail        string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
-	Detector      string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
-	Passed        uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: by others in its page, or at a place of return
-	WithReturns   bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
-	Returns       uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
-	Lost          uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
-	Gaps          uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
-	GapTicks      uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
-	Rule          *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
-	Matches       *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
-	Pid           uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
-	Source        *Source                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`                      // none: it is on an instruction
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // "p1": of this daemon's run
+	Domain      string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
+	Name        string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	At          string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	Address     uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
+	State       string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended, suspended
+	Step        string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
+	Instruction string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
+	Hits        uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
+	Changed     uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
+	Detail      string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detector    string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
+	Passed      uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: by others in its page, or at a place of return
+	WithReturns bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
+	Returns     uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
+	Lost        uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
+	Gaps        uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
+	GapTicks    uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
+	Rule        *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
+	Matches     *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
+	Pid         uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
+	Source      *Source                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`                      // none: it is on an instruction
+	// Of a set of system calls: as it was asked for, how many it has, and at how many
+	// places in the kernel; hits by call, "32-bit " before those of 32-bit programs.
+	Syscalls      []string          `protobuf:"bytes,40,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
+	SyscallCount  uint32            `protobuf:"varint,41,opt,name=syscall_count,json=syscallCount,proto3" json:"syscall_count,omitempty"`
+	Places        uint32            `protobuf:"varint,42,opt,name=places,proto3" json:"places,omitempty"`
+	Calls         map[string]uint64 `protobuf:"bytes,43,rep,name=calls,proto3" json:"calls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -660,6 +675,34 @@ func (x *Probe) GetPid() uint32 {
 func (x *Probe) GetSource() *Source {
 	if x != nil {
 		return x.Source
+	}
+	return nil
+}
+
+func (x *Probe) GetSyscalls() []string {
+	if x != nil {
+		return x.Syscalls
+	}
+	return nil
+}
+
+func (x *Probe) GetSyscallCount() uint32 {
+	if x != nil {
+		return x.SyscallCount
+	}
+	return 0
+}
+
+func (x *Probe) GetPlaces() uint32 {
+	if x != nil {
+		return x.Places
+	}
+	return 0
+}
+
+func (x *Probe) GetCalls() map[string]uint64 {
+	if x != nil {
+		return x.Calls
 	}
 	return nil
 }
@@ -1220,12 +1263,13 @@ type Hit struct {
 	Process      *Process               `protobuf:"bytes,7,opt,name=process,proto3" json:"process,omitempty"`
 	Arguments    []*Argument            `protobuf:"bytes,8,rep,name=arguments,proto3" json:"arguments,omitempty"`
 	// How many hits this stream lost just before, because its reader was slow.
-	Lost          uint64 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
-	Returned      bool   `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"` // the end of the call whose entry has the same seq
-	Value         uint64 `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`       // that it returned
-	Ticks         uint64 `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`       // that it took, in TSC ticks
-	Count         uint64 `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`       // of matches of its key, where the rule counts
-	Action        string `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`      // what the rule did or would have done; empty: nothing
+	Lost          uint64   `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
+	Returned      bool     `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"` // the end of the call whose entry has the same seq
+	Value         uint64   `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`       // that it returned
+	Ticks         uint64   `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`       // that it took, in TSC ticks
+	Count         uint64   `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`       // of matches of its key, where the rule counts
+	Action        string   `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`      // what the rule did or would have done; empty: nothing
+	Syscall       *Syscall `protobuf:"bytes,30,opt,name=syscall,proto3" json:"syscall,omitempty"`    // of a probe of a set of system calls
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1358,6 +1402,74 @@ func (x *Hit) GetAction() string {
 	return ""
 }
 
+func (x *Hit) GetSyscall() *Syscall {
+	if x != nil {
+		return x.Syscall
+	}
+	return nil
+}
+
+// Syscall is a system call; of a 32-bit program (compat) number and name are i386's.
+type Syscall struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Nr            uint32                 `protobuf:"varint,2,opt,name=nr,proto3" json:"nr,omitempty"`
+	Compat        bool                   `protobuf:"varint,3,opt,name=compat,proto3" json:"compat,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Syscall) Reset() {
+	*x = Syscall{}
+	mi := &file_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Syscall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Syscall) ProtoMessage() {}
+
+func (x *Syscall) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
+func (*Syscall) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Syscall) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Syscall) GetNr() uint32 {
+	if x != nil {
+		return x.Nr
+	}
+	return 0
+}
+
+func (x *Syscall) GetCompat() bool {
+	if x != nil {
+		return x.Compat
+	}
+	return false
+}
+
 type FindingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
@@ -1369,7 +1481,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1493,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1506,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FindingsRequest) GetDomain() string {
@@ -1428,7 +1540,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1552,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1565,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Fact) GetName() string {
@@ -1490,7 +1602,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1614,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1627,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Finding) GetTimeUnixNano() int64 {
@@ -1610,7 +1722,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1734,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1747,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 type StatusResponse struct {
@@ -1652,7 +1764,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1776,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1789,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1740,7 +1852,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +1864,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +1877,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Session) GetDomain() string {
@@ -1835,7 +1947,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xed\x01\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\x89\x02\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -1843,7 +1955,8 @@ const file_control_proto_rawDesc = "" +
 	"\x04step\x18\x04 \x01(\tR\x04step\x12\x18\n" +
 	"\areturns\x18\x05 \x01(\bR\areturns\x12+\n" +
 	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x12\x10\n" +
-	"\x03pid\x18\a \x01(\rR\x03pid\x121\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\x12\x1a\n" +
+	"\bsyscalls\x18\x14 \x03(\tR\bsyscalls\x121\n" +
 	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\"\x80\x01\n" +
 	"\x06Source\x12\x1a\n" +
 	"\bregister\x18\x01 \x01(\tR\bregister\x12\x14\n" +
@@ -1869,7 +1982,7 @@ const file_control_proto_rawDesc = "" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xdd\x04\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xab\x06\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1893,7 +2006,15 @@ const file_control_proto_rawDesc = "" +
 	"\x04rule\x18\x13 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x124\n" +
 	"\amatches\x18\x14 \x01(\v2\x1a.hprobe.control.v1.MatchesR\amatches\x12\x10\n" +
 	"\x03pid\x18\x15 \x01(\rR\x03pid\x121\n" +
-	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\"\x9e\x01\n" +
+	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\x12\x1a\n" +
+	"\bsyscalls\x18( \x03(\tR\bsyscalls\x12#\n" +
+	"\rsyscall_count\x18) \x01(\rR\fsyscallCount\x12\x16\n" +
+	"\x06places\x18* \x01(\rR\x06places\x129\n" +
+	"\x05calls\x18+ \x03(\v2#.hprobe.control.v1.Probe.CallsEntryR\x05calls\x1a8\n" +
+	"\n" +
+	"CallsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9e\x01\n" +
 	"\aMatches\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x14\n" +
 	"\x05acted\x18\x02 \x01(\x04R\x05acted\x12\x16\n" +
@@ -1934,7 +2055,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\x04R\x05value\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
-	"\x04text\x18\x05 \x01(\tR\x04text\"\x8a\x03\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\"\xc0\x03\n" +
 	"\x03Hit\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x14\n" +
@@ -1950,7 +2071,12 @@ const file_control_proto_rawDesc = "" +
 	"\x05value\x18\v \x01(\x04R\x05value\x12\x14\n" +
 	"\x05ticks\x18\f \x01(\x04R\x05ticks\x12\x14\n" +
 	"\x05count\x18\r \x01(\x04R\x05count\x12\x16\n" +
-	"\x06action\x18\x0e \x01(\tR\x06action\"U\n" +
+	"\x06action\x18\x0e \x01(\tR\x06action\x124\n" +
+	"\asyscall\x18\x1e \x01(\v2\x1a.hprobe.control.v1.SyscallR\asyscall\"E\n" +
+	"\aSyscall\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02nr\x18\x02 \x01(\rR\x02nr\x12\x16\n" +
+	"\x06compat\x18\x03 \x01(\bR\x06compat\"U\n" +
 	"\x0fFindingsRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\x12\x16\n" +
@@ -2022,7 +2148,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_control_proto_goTypes = []any{
 	(*AddProbeRequest)(nil),       // 0: hprobe.control.v1.AddProbeRequest
 	(*Source)(nil),                // 1: hprobe.control.v1.Source
@@ -2040,13 +2166,15 @@ var file_control_proto_goTypes = []any{
 	(*Process)(nil),               // 13: hprobe.control.v1.Process
 	(*Argument)(nil),              // 14: hprobe.control.v1.Argument
 	(*Hit)(nil),                   // 15: hprobe.control.v1.Hit
-	(*FindingsRequest)(nil),       // 16: hprobe.control.v1.FindingsRequest
-	(*Fact)(nil),                  // 17: hprobe.control.v1.Fact
-	(*Finding)(nil),               // 18: hprobe.control.v1.Finding
-	(*StatusRequest)(nil),         // 19: hprobe.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 20: hprobe.control.v1.StatusResponse
-	(*Session)(nil),               // 21: hprobe.control.v1.Session
-	nil,                           // 22: hprobe.control.v1.Session.EventsEntry
+	(*Syscall)(nil),               // 16: hprobe.control.v1.Syscall
+	(*FindingsRequest)(nil),       // 17: hprobe.control.v1.FindingsRequest
+	(*Fact)(nil),                  // 18: hprobe.control.v1.Fact
+	(*Finding)(nil),               // 19: hprobe.control.v1.Finding
+	(*StatusRequest)(nil),         // 20: hprobe.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 21: hprobe.control.v1.StatusResponse
+	(*Session)(nil),               // 22: hprobe.control.v1.Session
+	nil,                           // 23: hprobe.control.v1.Probe.CallsEntry
+	nil,                           // 24: hprobe.control.v1.Session.EventsEntry
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
@@ -2055,37 +2183,39 @@ var file_control_proto_depIdxs = []int32{
 	2,  // 3: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
 	7,  // 4: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
 	1,  // 5: hprobe.control.v1.Probe.source:type_name -> hprobe.control.v1.Source
-	6,  // 6: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
-	9,  // 7: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
-	13, // 8: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
-	14, // 9: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
-	13, // 10: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	17, // 11: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	21, // 12: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	22, // 13: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 14: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	3,  // 15: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	5,  // 16: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	8,  // 17: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	10, // 18: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	5,  // 19: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	12, // 20: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	16, // 21: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	19, // 22: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	6,  // 23: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	4,  // 24: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	6,  // 25: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	9,  // 26: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	11, // 27: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	9,  // 28: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	15, // 29: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	18, // 30: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	20, // 31: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	23, // [23:32] is the sub-list for method output_type
-	14, // [14:23] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	23, // 6: hprobe.control.v1.Probe.calls:type_name -> hprobe.control.v1.Probe.CallsEntry
+	6,  // 7: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
+	9,  // 8: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
+	13, // 9: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
+	14, // 10: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
+	16, // 11: hprobe.control.v1.Hit.syscall:type_name -> hprobe.control.v1.Syscall
+	13, // 12: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	18, // 13: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	22, // 14: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	24, // 15: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 16: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	3,  // 17: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	5,  // 18: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	8,  // 19: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	10, // 20: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	5,  // 21: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	12, // 22: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	17, // 23: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	20, // 24: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	6,  // 25: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	4,  // 26: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	6,  // 27: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	9,  // 28: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	11, // 29: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	9,  // 30: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	15, // 31: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	19, // 32: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	21, // 33: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2099,7 +2229,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

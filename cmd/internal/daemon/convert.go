@@ -24,6 +24,10 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 	for i := range states {
 		byID[states[i].ID] = &states[i]
 	}
+	if d, ok := b.Detector.(*callTracer); ok {
+		one, err := d.report(b, s.info.Name, byID)
+		return []*controlapi.Probe{one}, err
+	}
 	var all []*controlapi.Probe
 	for i, p := range b.Probes {
 		st := byID[p.ID]
@@ -31,12 +35,15 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 			return nil, fmt.Errorf("the engine has no probe %d", p.ID)
 		}
 		one := &controlapi.Probe{
-			Id: b.id, Domain: s.info.Name, Name: st.Name, At: p.Spec.At, Address: uint64(p.At), State: st.State.String(), Step: st.Step.String(),
+			Id: b.id, Domain: s.info.Name, Name: st.Name, At: p.Spec.At, Address: uint64(st.At), State: st.State.String(), Step: st.Step.String(),
 			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
 			Passed: st.Passed, WithReturns: p.Spec.Return, Returns: st.Returns, Lost: st.Lost, Gaps: st.Gaps, GapTicks: st.GapTicks, Pid: p.Spec.PID,
 		}
 		if st.Source != nil {
 			one.Step = ""
+		}
+		if blind := s.binder.Blind(byID); blind != "" && strings.ContainsRune(p.Spec.At, '!') {
+			one.Detail = strings.TrimPrefix(one.Detail+"; "+blind, "; ")
 		}
 		switch d := b.Detector.(type) {
 		case *tracer:
@@ -66,12 +73,20 @@ func (s *session) detector(ctx context.Context, b *binding) (*controlapi.Detecto
 }
 
 func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
-	states, stats, err := s.engine.Probes(ctx)
+	_, stats, err := s.engine.Probes(ctx)
 	if err != nil {
 		return nil, err
 	}
+	n := 0 // the binder has some of its own as well
+	for _, b := range s.bindings {
+		if _, ok := b.Detector.(*callTracer); ok {
+			n++
+			continue
+		}
+		n += len(b.Probes)
+	}
 	return &controlapi.Session{
-		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(len(states)),
+		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(n),
 		Events: stats.Events, Reinjected: stats.Reinjected, Stale: stats.Stale, ShadowPages: uint32(stats.Shadows),
 	}, nil
 }

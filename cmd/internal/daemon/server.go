@@ -56,6 +56,11 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	} else if step != probe.Auto {
 		return nil, status.Error(codes.InvalidArgument, "a probe steps over as its instruction needs it: ask for auto, or for nothing")
 	}
+	if len(r.GetSyscalls()) > 0 {
+		s.d.mu.Lock()
+		defer s.d.mu.Unlock()
+		return s.addSyscalls(ctx, r)
+	}
 	at, err := binder.ParseLocation(r.GetAt())
 	if err == nil && r.GetPid() != 0 {
 		err = at.InProcess(r.GetReturns())

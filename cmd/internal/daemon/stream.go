@@ -65,7 +65,7 @@ func (d *Daemon) has(s *session, id string) bool {
 // cloneHit copies what all subscribers share.
 func cloneHit(h *controlapi.Hit) *controlapi.Hit {
 	return &controlapi.Hit{TimeUnixNano: h.TimeUnixNano, Domain: h.Domain, Probe: h.Probe, At: h.At, Seq: h.Seq, Vcpu: h.Vcpu, Process: h.Process, Arguments: h.Arguments,
-		Returned: h.Returned, Value: h.Value, Ticks: h.Ticks, Count: h.Count, Action: h.Action}
+		Returned: h.Returned, Value: h.Value, Ticks: h.Ticks, Count: h.Count, Action: h.Action, Syscall: h.Syscall}
 }
 
 func (s *server) Findings(r *controlapi.FindingsRequest, out grpc.ServerStreamingServer[controlapi.Finding]) error {

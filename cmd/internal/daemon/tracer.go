@@ -60,5 +60,9 @@ func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition
 		}
 		m.Arguments = append(m.Arguments, arg)
 	}
+	if c, ok := h.(*callHit); ok {
+		m.At = c.call.String()
+		m.Syscall = &controlapi.Syscall{Name: c.call.Name, Nr: c.call.Nr, Compat: c.call.Compat}
+	}
 	t.hits.Emit(m)
 }

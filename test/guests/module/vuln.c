@@ -76,6 +76,16 @@ static struct miscdevice vuln_device = {
 	.fops = &vuln_fops,
 };
 
+/* A parameter with a setter of its own: code of the module that runs before its init does. */
+noinline int vuln_set(const char *value, const struct kernel_param *kp);
+noinline int vuln_set(const char *value, const struct kernel_param *kp)
+{
+	return *value == 'x' ? -EINVAL : 0;
+}
+
+static const struct kernel_param_ops vuln_ops = { .set = vuln_set };
+module_param_cb(word, &vuln_ops, NULL, 0);
+
 static int __init vuln_init(void)
 {
 	reset();
