@@ -42,6 +42,10 @@ type Kernel struct {
 	mem      *guestmem.Reader
 	taskOnce sync.Once
 	task     taskLayout
+
+	mappingOnce, fileOnce sync.Once
+	mapping               mappingLayout
+	file                  fileLayout
 }
 
 // Domain is what is read of a guest.

@@ -23,8 +23,12 @@ func (e *Engine) Add(ctx context.Context, r Request) (ID, error) {
 }
 
 func (e *Engine) add(r Request) (ID, error) {
-	if r.Follow {
-		id, err := e.addFollowed(r)
+	if r.Follow || r.Many {
+		add := e.addFollowed
+		if r.Many {
+			add = e.addMany
+		}
+		id, err := add(r)
 		if err != nil {
 			err = fmt.Errorf("probe %q: %w", r.Name, err)
 		}
@@ -63,7 +67,7 @@ func (e *Engine) fit(p *patch) error {
 	}
 	needed := p.site != nil && p.site.calls > 0 || e.pausedIn(p)
 	for _, user := range p.users {
-		needed = needed || !user.suspended
+		needed = needed || !user.head().suspended
 	}
 	if needed != p.hidden.Withdrawn {
 		return nil
@@ -179,7 +183,10 @@ func (e *Engine) Remove(ctx context.Context, id ID) error {
 		// Calls under way return as if there had been no probe.
 		err := errors.Join(e.forget(user), e.leaveSites(user))
 		delete(e.probes, id)
-		if user.follow != nil {
+		switch {
+		case user.Many:
+			return errors.Join(err, e.removeMany(user))
+		case user.follow != nil:
 			return errors.Join(err, e.removeFollowed(user))
 		}
 		e.forgetPaused(user.patch)
@@ -227,7 +234,10 @@ func (e *Engine) status(u *probe) Status {
 	case u.patch != nil && u.patch.hidden.Displaced:
 		s.State, s.Detail = Displaced, "the guest wrote other bytes there"
 	}
-	if u.follow != nil {
+	switch {
+	case u.Many:
+		u.membersStatus(&s)
+	case u.follow != nil:
 		u.followStatus(&s)
 	}
 	return s

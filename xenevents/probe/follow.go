@@ -111,6 +111,9 @@ func (e *Engine) fitAll(u *probe) (err error) {
 	for _, p := range e.patchesOf(u) {
 		err = either(err, e.fit(p))
 	}
+	for _, m := range u.members {
+		err = either(err, e.fitAll(m))
+	}
 	return err
 }
 
@@ -178,7 +181,13 @@ func (e *Engine) moved(changes []pagewatch.Change) {
 		case pagewatch.SpaceEnded:
 			u.follow.ended = true
 			e.dropLoose(func(l *loose) bool { return l.user == u })
+			if u.lead != nil {
+				u.lead.forgetMember(u)
+			}
 		case pagewatch.PageMapped, pagewatch.PageMoved:
+			if c.Kind == pagewatch.PageMapped && !e.isStill(u) {
+				continue
+			}
 			if err := e.arm(u); err != nil {
 				e.log.Warn("a probe's page is there, and it can't be armed", "probe", u.Name, "at", u.At, "err", err)
 			}
@@ -209,6 +218,9 @@ func (e *Engine) prepare(u *probe, page xenevents.GPA) {
 	at := page + xenevents.GPA(u.At.Offset())
 	is := func(p *patch) bool { return p != nil && p.hidden.At == at }
 	if is(u.patch) || slices.ContainsFunc(e.loose, func(l loose) bool { return l.user == u && is(l.patch) }) {
+		return
+	}
+	if u.patch == nil && !e.isStill(u) {
 		return
 	}
 	p, err := e.patchOf(u, at)

@@ -80,6 +80,7 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 // other than Continue counts, but each sees the hit. Those of calls that end here
 // come first.
 func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
+	e.hitNo++
 	h := &e.now.hit
 	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e, patch: p}
 	if e.resumes(h) {
@@ -93,15 +94,15 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	if site != nil {
 		err = e.returned(h, site)
 	}
-	returns := false
-	for _, user := range p.users {
-		if !user.sees(h) {
-			if !user.suspended && user.patch == p { // and not loose there
-				user.passed++
-			}
+	returns, passed := false, false
+	for _, at := range p.users {
+		if !at.sees(h) {
+			passed = true
 			continue
 		}
+		user := at.head()
 		h.taken = true
+		user.took = e.hitNo
 		user.hits++
 		returns = returns || user.Return
 		if user.Decide == nil || user.failed != "" {
@@ -109,6 +110,9 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 		}
 		h.Probe, h.Seq = user.id, user.hits
 		h.heed(user, e.decide(user, h))
+	}
+	if passed {
+		e.passedBy(p)
 	}
 	if !h.taken {
 		e.stats.Passed++
@@ -126,7 +130,7 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 
 // sees says whether a hit at its address is one of the probe's.
 func (u *probe) sees(h *Hit) bool {
-	return !u.suspended && u.spaces.hold(h.Space) && (u.follow == nil || u.takes(h))
+	return !u.head().suspended && u.spaces.hold(h.Space) && (u.follow == nil || u.takes(h))
 }
 
 // heed takes a verdict into account.
