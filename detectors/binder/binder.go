@@ -11,6 +11,7 @@ import (
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/profiles/guestos"
+	"github.com/hprobe/hprobe/profiles/image"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -23,11 +24,14 @@ type Binder struct {
 	kernel *guestos.Kernel
 	domain xenevents.DomainInfo
 	sink   detectors.Sink
+	images *images
 }
 
 // New makes a binder for a domain that engine serves and kernel describes.
 func New(engine *probe.Engine, kernel *guestos.Kernel, domain xenevents.DomainInfo, sink detectors.Sink) *Binder {
-	return &Binder{engine: engine, kernel: kernel, domain: domain, sink: sink}
+	b := &Binder{engine: engine, kernel: kernel, domain: domain, sink: sink}
+	b.images = &images{b: b}
+	return b
 }
 
 // Binding is a detector's probes in the domain.
@@ -41,6 +45,8 @@ type Bound struct {
 	Spec detectors.ProbeSpec
 	ID   probe.ID
 	At   xenevents.GVA
+	// Place is of a probe in an image: At is 0 then.
+	Place *image.Place
 }
 
 // Bind arms all probes of a detector, or none: what it armed it takes back
@@ -61,6 +67,10 @@ func (b *Binder) Bind(ctx context.Context, d detectors.Detector) (*Binding, erro
 func (b *Binder) Unbind(ctx context.Context, bound *Binding) error {
 	var errs []error
 	for _, p := range bound.Probes {
+		if p.Place != nil {
+			errs = append(errs, b.images.remove(ctx, p.ID))
+			continue
+		}
 		errs = append(errs, b.engine.Remove(ctx, p.ID))
 	}
 	return errors.Join(errs...)
@@ -75,6 +85,9 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 		if err := loc.InProcess(spec.Return); err != nil {
 			return Bound{}, err
 		}
+	}
+	if loc.Image != "" {
+		return b.addImage(ctx, d, spec, loc)
 	}
 	r := probe.Request{Name: spec.Name, Space: b.kernel.Space, Follow: spec.PID != 0}
 	// Guest memory belongs to the engine's goroutine.
@@ -177,9 +190,9 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 // taken, untyped; a module's function may have the name of one of the kernel's.
 func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
 	switch {
-	case at.Offset != 0:
+	case at.Offset != 0, at.Image != "" && at.Symbol == "":
 		return nil
-	case at.Module != "":
+	case at.Module != "", at.Image != "":
 		return guestos.UntypedArgs()
 	}
 	args, err := guestos.Args(p, at.Symbol)

@@ -53,7 +53,7 @@ type mappingLayout struct {
 	root        uint64
 	nodes       map[uint64]nodeLayout // by maple_type
 
-	tasksMM, tgid, comm uint64
+	tasksMM, tgid, comm, leader, started uint64
 }
 
 // nodeLayout is where a node of the tree has its limits and what is below them.
@@ -77,7 +77,7 @@ func (k *Kernel) findMappingLayout(l *mappingLayout) error {
 	}{
 		{"mm_struct", "pgd", &l.pgd}, {"vm_area_struct", "vm_start", &l.start}, {"vm_area_struct", "vm_end", &l.end}, {"vm_area_struct", "vm_flags", &l.flags},
 		{"vm_area_struct", "vm_pgoff", &l.pgoff}, {"vm_area_struct", "vm_file", &l.file}, {"vm_area_struct", "vm_mm", &l.owns},
-		{"task_struct", "mm", &l.tasksMM}, {"task_struct", "tgid", &l.tgid}, {"task_struct", "comm", &l.comm},
+		{"task_struct", "mm", &l.tasksMM}, {"task_struct", "tgid", &l.tgid}, {"task_struct", "comm", &l.comm}, {"task_struct", "group_leader", &l.leader},
 	} {
 		at, err := k.Profile.Field(f.of, f.path)
 		if err != nil {
@@ -85,6 +85,11 @@ func (k *Kernel) findMappingLayout(l *mappingLayout) error {
 		}
 		*f.to = at.Offset
 	}
+	started, err := k.anyField("task_struct", "start_boottime", "real_start_time", "start_time")
+	if err != nil {
+		return err
+	}
+	l.started = started.Offset
 	last := max(l.start, l.end, l.flags, l.pgoff, l.file, l.owns) + 8
 	if last > maxVMASize {
 		return fmt.Errorf("the profile's vm_area_struct has %d bytes", last)
@@ -343,15 +348,29 @@ func (k *Kernel) SpaceOf(mm Memory) (s xenevents.AddressSpace, err error) {
 // Owner is a process and its memory.
 type Owner struct {
 	PID    uint32 // in the guest's first PID name space
-	Comm   string // of the task that was asked for; it is the guest's: quote it
+	Comm   string // of its first thread; it is the guest's: quote it
 	Memory Memory // 0: a thread of the kernel
+	// Started is when, in nanoseconds since the guest's boot: with PID it tells two
+	// processes apart that had one number.
+	Started uint64
 }
 
-// OwnerOf reads that of a task, by the address of its struct.
+// OwnerOf reads that of a thread, by the address of its struct task_struct.
 func (k *Kernel) OwnerOf(task uint64) (o Owner, err error) {
 	l, err := k.mappings()
 	if err != nil {
 		return o, err
+	}
+	mm, err := k.read64(task + l.tasksMM) // of the first thread it goes when that ends
+	if err != nil {
+		return o, fmt.Errorf("a task of the guest: %w", err)
+	}
+	o.Memory = Memory(mm)
+	if task, err = k.read64(task + l.leader); err != nil {
+		return o, fmt.Errorf("a task of the guest: %w", err)
+	}
+	if o.Started, err = k.read64(task + l.started); err != nil {
+		return o, fmt.Errorf("a task of the guest: %w", err)
 	}
 	if o.PID, err = k.read32(task + l.tgid); err != nil {
 		return o, fmt.Errorf("a task of the guest: %w", err)
@@ -359,12 +378,20 @@ func (k *Kernel) OwnerOf(task uint64) (o Owner, err error) {
 	if o.Comm, err = k.text(task+l.comm, commLen); err != nil {
 		return o, fmt.Errorf("a task of the guest: %w", err)
 	}
-	mm, err := k.read64(task + l.tasksMM)
-	if err != nil {
-		return o, fmt.Errorf("a task of the guest: %w", err)
-	}
-	o.Memory = Memory(mm)
 	return o, nil
+}
+
+// RunningOwner is the process that a vCPU runs.
+func (k *Kernel) RunningOwner(regs *xenevents.Registers) (o Owner, err error) {
+	k.taskOnce.Do(func() { k.task = k.findTaskLayout() })
+	if k.task.err != nil {
+		return o, k.task.err
+	}
+	task, err := k.read64(kernelGS(regs) + k.task.current)
+	if err != nil {
+		return o, fmt.Errorf("the running task: %w", err)
+	}
+	return k.OwnerOf(task)
 }
 
 // Owners calls each with all processes that have memory of their own, and goes on
@@ -377,4 +404,9 @@ func (k *Kernel) Owners(each func(*Owner) error) error {
 		}
 		return each(&o)
 	})
+}
+
+// ReadIn reads a process's memory, where the guest has it.
+func (k *Kernel) ReadIn(space xenevents.AddressSpace, p []byte, at xenevents.GVA) (int, error) {
+	return k.mem.ReadGVA(space, p, at)
 }

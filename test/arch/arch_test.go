@@ -39,13 +39,14 @@ var mayImport = map[string][]string{
 	"xenevents/rescue":     {"xenevents", "xenevents/native"},
 
 	"profiles/isf":     {},
+	"profiles/image":   {},
 	"profiles/store":   {"profiles/isf"},
 	"profiles/build":   {"profiles/isf", "xenevents", "xenevents/guestmem"},
 	"profiles/guestos": {"profiles/isf", "xenevents", "xenevents/guestmem"},
 
 	"detectors":           {"xenevents"},
 	"detectors/policy":    {"detectors"},
-	"detectors/binder":    {"detectors", "profiles/isf", "profiles/guestos", "xenevents", "xenevents/probe"},
+	"detectors/binder":    {"detectors", "profiles/isf", "profiles/guestos", "profiles/image", "xenevents", "xenevents/probe"},
 	"detectors/builtin":   {"detectors", "xenevents"},
 	"detectors/condition": {"detectors", "profiles/isf", "profiles/guestos", "xenevents"},
 	"detectors/sinks":     {"detectors"},

@@ -15,16 +15,22 @@ byte of an instruction: at any other the guest would run something else.
 
 With --pid it is an address in that process. The page need not be there: the probe
 waits for it, follows it where the guest's kernel moves it, takes the hits of that
-process alone, and ends with it.`
+process alone, and ends with it.
+
+` + imageHelp
 
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
 	var rule controlapi.Rule
+	var imageFile string
 	add := &cobra.Command{
 		Use: "add --domain DOMAIN --at PLACE", Short: "Put a probe into a running guest", Args: exactly(),
 		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + ruleHelp,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			req.Rule = ruleOf(cmd, &rule)
+			if req.Image, err = imagePlace(req.At, imageFile); err != nil {
+				return err
+			}
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				p, err := c.AddProbe(cmd.Context(), &req)
 				if err != nil {
@@ -33,22 +39,20 @@ func (a *app) probe() *cobra.Command {
 				if a.json {
 					return a.message(p)
 				}
-				if p.GetState() == "waiting" {
-					_, err = fmt.Fprintf(a.out, "%s: waiting in %s for the page of %s in process %d\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetPid())
-					return err
-				}
-				_, err = fmt.Fprintf(a.out, "%s: armed in %s at %s (%#x), on %q, stepped over by %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetAddress(), p.GetInstruction(), p.GetStep())
+				_, err = fmt.Fprintln(a.out, addedText(p))
 				return err
 			})
 		},
 	}
 	f := add.Flags()
 	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
-	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address")
+	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address, image:PATH!symbol, image:PATH+0xOFFSET")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
 	ruleFlags(add, &rule)
-	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel)")
+	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel), or that runs the image")
+	f.StringVar(&req.Comm, "comm", "", "of a place in an image: the name of the processes (default: all)")
+	f.StringVar(&imageFile, "image-file", "", "of a place in an image: a copy of the guest's file, with its symbols")
 	must(add, "domain", "at")
 
 	var domain string
@@ -93,7 +97,10 @@ func must(cmd *cobra.Command, flags ...string) {
 
 // placeOf is a probe's place, and whose.
 func placeOf(p *controlapi.Probe) string {
-	if p.GetPid() == 0 {
+	switch {
+	case p.GetComm() != "":
+		return fmt.Sprintf("%s of %s", p.GetAt(), guestText(p.GetComm()))
+	case p.GetPid() == 0:
 		return p.GetAt()
 	}
 	return fmt.Sprintf("%s of process %d", p.GetAt(), p.GetPid())
@@ -133,6 +140,8 @@ var probeColumns = []probeColumn{
 	{"PASSED", func(p *controlapi.Probe) bool { return p.GetWithReturns() || p.GetPassed() > 0 }, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetPassed()) }},
 	{"MATCHED", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetMatched()) }},
 	{"ERRORS", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetErrors()) }},
+	{"PROCESSES", (*controlapi.Probe).GetInImage, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetProcesses()) }},
+	{"MISSED", func(p *controlapi.Probe) bool { return p.GetMissed() > 0 }, func(p *controlapi.Probe) string { return fmt.Sprintf("%d (%s)", p.GetMissed(), p.GetMissedWhy()) }},
 	{"CHANGED", nil, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetChanged()) }},
 	{"STEP", nil, (*controlapi.Probe).GetStep},
 	{"AT", nil, placeOf},

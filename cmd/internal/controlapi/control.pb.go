@@ -24,14 +24,18 @@ const (
 )
 
 type AddProbeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`    // name, id or UUID
-	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`            // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
-	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
-	Returns       bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
-	Rule          *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
-	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Domain  string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`    // name, id or UUID
+	At      string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`            // symbol, symbol+0x10, module!symbol, 0xffffffff81000000
+	Name    string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // empty: as at
+	Step    string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`        // empty: auto
+	Returns bool                   `protobuf:"varint,5,opt,name=returns,proto3" json:"returns,omitempty"` // the end of each call as well
+	Rule    *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
+	Pid     uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
+	// At is in an image, image:PATH!symbol or image:PATH+0x1234. Then pid and comm say
+	// in which processes; with neither it is all that have it mapped, now or later.
+	Comm          string      `protobuf:"bytes,20,opt,name=comm,proto3" json:"comm,omitempty"`
+	Image         *ImagePlace `protobuf:"bytes,21,opt,name=image,proto3" json:"image,omitempty"` // as the operator's copy has it; none: look in the guest's memory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -115,6 +119,81 @@ func (x *AddProbeRequest) GetPid() uint32 {
 	return 0
 }
 
+func (x *AddProbeRequest) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *AddProbeRequest) GetImage() *ImagePlace {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+// ImagePlace is a place in the file of a user program or library.
+type ImagePlace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Code          []byte                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"` // what is there
+	BuildId       []byte                 `protobuf:"bytes,3,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagePlace) Reset() {
+	*x = ImagePlace{}
+	mi := &file_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagePlace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagePlace) ProtoMessage() {}
+
+func (x *ImagePlace) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagePlace.ProtoReflect.Descriptor instead.
+func (*ImagePlace) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ImagePlace) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ImagePlace) GetCode() []byte {
+	if x != nil {
+		return x.Code
+	}
+	return nil
+}
+
+func (x *ImagePlace) GetBuildId() []byte {
+	if x != nil {
+		return x.BuildId
+	}
+	return nil
+}
+
 // Rule says which hits count and what happens at them. Expressions are CEL over the
 // function's arguments and the process.
 type Rule struct {
@@ -135,7 +214,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -147,7 +226,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -160,7 +239,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{1}
+	return file_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Rule) GetWhen() string {
@@ -242,7 +321,7 @@ type ListProbesRequest struct {
 
 func (x *ListProbesRequest) Reset() {
 	*x = ListProbesRequest{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +333,7 @@ func (x *ListProbesRequest) String() string {
 func (*ListProbesRequest) ProtoMessage() {}
 
 func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,7 +346,7 @@ func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesRequest.ProtoReflect.Descriptor instead.
 func (*ListProbesRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListProbesRequest) GetDomain() string {
@@ -286,7 +365,7 @@ type ListProbesResponse struct {
 
 func (x *ListProbesResponse) Reset() {
 	*x = ListProbesResponse{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +377,7 @@ func (x *ListProbesResponse) String() string {
 func (*ListProbesResponse) ProtoMessage() {}
 
 func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +390,7 @@ func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesResponse.ProtoReflect.Descriptor instead.
 func (*ListProbesResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListProbesResponse) GetProbes() []*Probe {
@@ -331,7 +410,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +422,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +435,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -367,35 +446,43 @@ func (x *RemoveRequest) GetId() string {
 }
 
 type Probe struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // "p1": of this daemon's run
-	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	At            string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
-	Address       uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended, suspended
-	Step          string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
-	Instruction   string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
-	Hits          uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
-	Changed       uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
-	Detail        string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
-	Detector      string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
-	Passed        uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: by others in its page, or at a place of return
-	WithReturns   bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
-	Returns       uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
-	Lost          uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
-	Gaps          uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
-	GapTicks      uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
-	Rule          *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
-	Matches       *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
-	Pid           uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // "p1": of this daemon's run
+	Domain      string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
+	Name        string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	At          string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	Address     uint64                 `protobuf:"varint,5,opt,name=address,proto3" json:"address,omitempty"`
+	State       string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // armed, displaced, failed, waiting, ended, suspended
+	Step        string                 `protobuf:"bytes,7,opt,name=step,proto3" json:"step,omitempty"`
+	Instruction string                 `protobuf:"bytes,8,opt,name=instruction,proto3" json:"instruction,omitempty"`
+	Hits        uint64                 `protobuf:"varint,9,opt,name=hits,proto3" json:"hits,omitempty"`
+	Changed     uint64                 `protobuf:"varint,10,opt,name=changed,proto3" json:"changed,omitempty"` // verdicts other than going on
+	Detail      string                 `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detector    string                 `protobuf:"bytes,12,opt,name=detector,proto3" json:"detector,omitempty"` // whose probe it is; empty: added by itself
+	Passed      uint64                 `protobuf:"varint,13,opt,name=passed,proto3" json:"passed,omitempty"`    // hit for nothing: by others in its page, or at a place of return
+	WithReturns bool                   `protobuf:"varint,14,opt,name=with_returns,json=withReturns,proto3" json:"with_returns,omitempty"`
+	Returns     uint64                 `protobuf:"varint,15,opt,name=returns,proto3" json:"returns,omitempty"`                   // calls that were seen to return
+	Lost        uint64                 `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`                         // calls whose return will not be seen
+	Gaps        uint64                 `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`                         // how often it was suspended
+	GapTicks    uint64                 `protobuf:"varint,18,opt,name=gap_ticks,json=gapTicks,proto3" json:"gap_ticks,omitempty"` // for how long in all, in TSC ticks
+	Rule        *Rule                  `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`                          // none: it was added without
+	Matches     *Matches               `protobuf:"bytes,20,opt,name=matches,proto3" json:"matches,omitempty"`                    // with a rule
+	Pid         uint32                 `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`                           // of its process; 0: the kernel
+	// Of a probe in an image.
+	InImage       bool   `protobuf:"varint,40,opt,name=in_image,json=inImage,proto3" json:"in_image,omitempty"`
+	Comm          string `protobuf:"bytes,41,opt,name=comm,proto3" json:"comm,omitempty"`
+	Processes     uint32 `protobuf:"varint,42,opt,name=processes,proto3" json:"processes,omitempty"`                 // that have it mapped
+	Touched       uint32 `protobuf:"varint,43,opt,name=touched,proto3" json:"touched,omitempty"`                     // of them, those that have its page
+	Missed        uint64 `protobuf:"varint,44,opt,name=missed,proto3" json:"missed,omitempty"`                       // places where it should be, and could not be
+	MissedWhy     string `protobuf:"bytes,45,opt,name=missed_why,json=missedWhy,proto3" json:"missed_why,omitempty"` // the last one
+	Offset        uint64 `protobuf:"varint,46,opt,name=offset,proto3" json:"offset,omitempty"`                       // in the file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +494,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +507,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Probe) GetId() string {
@@ -570,6 +657,55 @@ func (x *Probe) GetPid() uint32 {
 	return 0
 }
 
+func (x *Probe) GetInImage() bool {
+	if x != nil {
+		return x.InImage
+	}
+	return false
+}
+
+func (x *Probe) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *Probe) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *Probe) GetTouched() uint32 {
+	if x != nil {
+		return x.Touched
+	}
+	return 0
+}
+
+func (x *Probe) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+func (x *Probe) GetMissedWhy() string {
+	if x != nil {
+		return x.MissedWhy
+	}
+	return ""
+}
+
+func (x *Probe) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 // Matches are a rule's counters.
 type Matches struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -585,7 +721,7 @@ type Matches struct {
 
 func (x *Matches) Reset() {
 	*x = Matches{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +733,7 @@ func (x *Matches) String() string {
 func (*Matches) ProtoMessage() {}
 
 func (x *Matches) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +746,7 @@ func (x *Matches) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Matches.ProtoReflect.Descriptor instead.
 func (*Matches) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Matches) GetMatched() uint64 {
@@ -670,7 +806,7 @@ type AddStopgapRequest struct {
 
 func (x *AddStopgapRequest) Reset() {
 	*x = AddStopgapRequest{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +818,7 @@ func (x *AddStopgapRequest) String() string {
 func (*AddStopgapRequest) ProtoMessage() {}
 
 func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +831,7 @@ func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddStopgapRequest.ProtoReflect.Descriptor instead.
 func (*AddStopgapRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AddStopgapRequest) GetDomain() string {
@@ -762,7 +898,7 @@ type Detector struct {
 
 func (x *Detector) Reset() {
 	*x = Detector{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +910,7 @@ func (x *Detector) String() string {
 func (*Detector) ProtoMessage() {}
 
 func (x *Detector) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +923,7 @@ func (x *Detector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detector.ProtoReflect.Descriptor instead.
 func (*Detector) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Detector) GetId() string {
@@ -848,7 +984,7 @@ type ListDetectorsRequest struct {
 
 func (x *ListDetectorsRequest) Reset() {
 	*x = ListDetectorsRequest{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +996,7 @@ func (x *ListDetectorsRequest) String() string {
 func (*ListDetectorsRequest) ProtoMessage() {}
 
 func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1009,7 @@ func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsRequest.ProtoReflect.Descriptor instead.
 func (*ListDetectorsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDetectorsRequest) GetDomain() string {
@@ -892,7 +1028,7 @@ type ListDetectorsResponse struct {
 
 func (x *ListDetectorsResponse) Reset() {
 	*x = ListDetectorsResponse{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1040,7 @@ func (x *ListDetectorsResponse) String() string {
 func (*ListDetectorsResponse) ProtoMessage() {}
 
 func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1053,7 @@ func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsResponse.ProtoReflect.Descriptor instead.
 func (*ListDetectorsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDetectorsResponse) GetDetectors() []*Detector {
@@ -937,7 +1073,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1085,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1098,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TraceRequest) GetDomain() string {
@@ -990,7 +1126,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1138,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1151,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1052,7 +1188,7 @@ type Argument struct {
 
 func (x *Argument) Reset() {
 	*x = Argument{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1200,7 @@ func (x *Argument) String() string {
 func (*Argument) ProtoMessage() {}
 
 func (x *Argument) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1213,7 @@ func (x *Argument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Argument.ProtoReflect.Descriptor instead.
 func (*Argument) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Argument) GetName() string {
@@ -1138,7 +1274,7 @@ type Hit struct {
 
 func (x *Hit) Reset() {
 	*x = Hit{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1286,7 @@ func (x *Hit) String() string {
 func (*Hit) ProtoMessage() {}
 
 func (x *Hit) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1299,7 @@ func (x *Hit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hit.ProtoReflect.Descriptor instead.
 func (*Hit) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Hit) GetTimeUnixNano() int64 {
@@ -1275,7 +1411,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1423,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1436,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FindingsRequest) GetDomain() string {
@@ -1334,7 +1470,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1482,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1495,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Fact) GetName() string {
@@ -1396,7 +1532,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1544,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1557,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Finding) GetTimeUnixNano() int64 {
@@ -1516,7 +1652,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1664,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1677,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 type StatusResponse struct {
@@ -1558,7 +1694,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1706,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1719,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1646,7 +1782,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1794,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1807,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Session) GetDomain() string {
@@ -1741,7 +1877,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xba\x01\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\x83\x02\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -1749,7 +1885,14 @@ const file_control_proto_rawDesc = "" +
 	"\x04step\x18\x04 \x01(\tR\x04step\x12\x18\n" +
 	"\areturns\x18\x05 \x01(\bR\areturns\x12+\n" +
 	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x12\x10\n" +
-	"\x03pid\x18\a \x01(\rR\x03pid\"\xed\x01\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\x12\x12\n" +
+	"\x04comm\x18\x14 \x01(\tR\x04comm\x123\n" +
+	"\x05image\x18\x15 \x01(\v2\x1d.hprobe.control.v1.ImagePlaceR\x05image\"S\n" +
+	"\n" +
+	"ImagePlace\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\fR\x04code\x12\x19\n" +
+	"\bbuild_id\x18\x03 \x01(\fR\abuildId\"\xed\x01\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04when\x18\x01 \x01(\tR\x04when\x12\x18\n" +
 	"\acapture\x18\x02 \x03(\tR\acapture\x12\x1c\n" +
@@ -1768,7 +1911,7 @@ const file_control_proto_rawDesc = "" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xaa\x04\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xe0\x05\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -1791,7 +1934,15 @@ const file_control_proto_rawDesc = "" +
 	"\tgap_ticks\x18\x12 \x01(\x04R\bgapTicks\x12+\n" +
 	"\x04rule\x18\x13 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x124\n" +
 	"\amatches\x18\x14 \x01(\v2\x1a.hprobe.control.v1.MatchesR\amatches\x12\x10\n" +
-	"\x03pid\x18\x15 \x01(\rR\x03pid\"\x9e\x01\n" +
+	"\x03pid\x18\x15 \x01(\rR\x03pid\x12\x19\n" +
+	"\bin_image\x18( \x01(\bR\ainImage\x12\x12\n" +
+	"\x04comm\x18) \x01(\tR\x04comm\x12\x1c\n" +
+	"\tprocesses\x18* \x01(\rR\tprocesses\x12\x18\n" +
+	"\atouched\x18+ \x01(\rR\atouched\x12\x16\n" +
+	"\x06missed\x18, \x01(\x04R\x06missed\x12\x1d\n" +
+	"\n" +
+	"missed_why\x18- \x01(\tR\tmissedWhy\x12\x16\n" +
+	"\x06offset\x18. \x01(\x04R\x06offset\"\x9e\x01\n" +
 	"\aMatches\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x14\n" +
 	"\x05acted\x18\x02 \x01(\x04R\x05acted\x12\x16\n" +
@@ -1920,67 +2071,69 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_control_proto_goTypes = []any{
 	(*AddProbeRequest)(nil),       // 0: hprobe.control.v1.AddProbeRequest
-	(*Rule)(nil),                  // 1: hprobe.control.v1.Rule
-	(*ListProbesRequest)(nil),     // 2: hprobe.control.v1.ListProbesRequest
-	(*ListProbesResponse)(nil),    // 3: hprobe.control.v1.ListProbesResponse
-	(*RemoveRequest)(nil),         // 4: hprobe.control.v1.RemoveRequest
-	(*Probe)(nil),                 // 5: hprobe.control.v1.Probe
-	(*Matches)(nil),               // 6: hprobe.control.v1.Matches
-	(*AddStopgapRequest)(nil),     // 7: hprobe.control.v1.AddStopgapRequest
-	(*Detector)(nil),              // 8: hprobe.control.v1.Detector
-	(*ListDetectorsRequest)(nil),  // 9: hprobe.control.v1.ListDetectorsRequest
-	(*ListDetectorsResponse)(nil), // 10: hprobe.control.v1.ListDetectorsResponse
-	(*TraceRequest)(nil),          // 11: hprobe.control.v1.TraceRequest
-	(*Process)(nil),               // 12: hprobe.control.v1.Process
-	(*Argument)(nil),              // 13: hprobe.control.v1.Argument
-	(*Hit)(nil),                   // 14: hprobe.control.v1.Hit
-	(*FindingsRequest)(nil),       // 15: hprobe.control.v1.FindingsRequest
-	(*Fact)(nil),                  // 16: hprobe.control.v1.Fact
-	(*Finding)(nil),               // 17: hprobe.control.v1.Finding
-	(*StatusRequest)(nil),         // 18: hprobe.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 19: hprobe.control.v1.StatusResponse
-	(*Session)(nil),               // 20: hprobe.control.v1.Session
-	nil,                           // 21: hprobe.control.v1.Session.EventsEntry
+	(*ImagePlace)(nil),            // 1: hprobe.control.v1.ImagePlace
+	(*Rule)(nil),                  // 2: hprobe.control.v1.Rule
+	(*ListProbesRequest)(nil),     // 3: hprobe.control.v1.ListProbesRequest
+	(*ListProbesResponse)(nil),    // 4: hprobe.control.v1.ListProbesResponse
+	(*RemoveRequest)(nil),         // 5: hprobe.control.v1.RemoveRequest
+	(*Probe)(nil),                 // 6: hprobe.control.v1.Probe
+	(*Matches)(nil),               // 7: hprobe.control.v1.Matches
+	(*AddStopgapRequest)(nil),     // 8: hprobe.control.v1.AddStopgapRequest
+	(*Detector)(nil),              // 9: hprobe.control.v1.Detector
+	(*ListDetectorsRequest)(nil),  // 10: hprobe.control.v1.ListDetectorsRequest
+	(*ListDetectorsResponse)(nil), // 11: hprobe.control.v1.ListDetectorsResponse
+	(*TraceRequest)(nil),          // 12: hprobe.control.v1.TraceRequest
+	(*Process)(nil),               // 13: hprobe.control.v1.Process
+	(*Argument)(nil),              // 14: hprobe.control.v1.Argument
+	(*Hit)(nil),                   // 15: hprobe.control.v1.Hit
+	(*FindingsRequest)(nil),       // 16: hprobe.control.v1.FindingsRequest
+	(*Fact)(nil),                  // 17: hprobe.control.v1.Fact
+	(*Finding)(nil),               // 18: hprobe.control.v1.Finding
+	(*StatusRequest)(nil),         // 19: hprobe.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 20: hprobe.control.v1.StatusResponse
+	(*Session)(nil),               // 21: hprobe.control.v1.Session
+	nil,                           // 22: hprobe.control.v1.Session.EventsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	1,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
-	5,  // 1: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
-	1,  // 2: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
-	6,  // 3: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
-	5,  // 4: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
-	8,  // 5: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
-	12, // 6: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
-	13, // 7: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
-	12, // 8: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	16, // 9: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	20, // 10: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	21, // 11: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 12: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	2,  // 13: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	4,  // 14: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	7,  // 15: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	9,  // 16: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	4,  // 17: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	11, // 18: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	15, // 19: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	18, // 20: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	5,  // 21: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	3,  // 22: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	5,  // 23: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	8,  // 24: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	10, // 25: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	8,  // 26: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	14, // 27: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	17, // 28: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	19, // 29: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	21, // [21:30] is the sub-list for method output_type
-	12, // [12:21] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	2,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
+	1,  // 1: hprobe.control.v1.AddProbeRequest.image:type_name -> hprobe.control.v1.ImagePlace
+	6,  // 2: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
+	2,  // 3: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
+	7,  // 4: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
+	6,  // 5: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
+	9,  // 6: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
+	13, // 7: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
+	14, // 8: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
+	13, // 9: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	17, // 10: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	21, // 11: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	22, // 12: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 13: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	3,  // 14: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	5,  // 15: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	8,  // 16: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	10, // 17: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	5,  // 18: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	12, // 19: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	16, // 20: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	19, // 21: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	6,  // 22: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	4,  // 23: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	6,  // 24: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	9,  // 25: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	11, // 26: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	9,  // 27: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	15, // 28: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	18, // 29: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	20, // 30: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	22, // [22:31] is the sub-list for method output_type
+	13, // [13:22] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1994,7 +2147,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,9 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 			Instruction: st.Insn, Hits: st.Hits, Changed: st.Changed, Detail: st.Detail,
 			Passed: st.Passed, WithReturns: p.Spec.Return, Returns: st.Returns, Lost: st.Lost, Gaps: st.Gaps, GapTicks: st.GapTicks, Pid: p.Spec.PID,
 		}
+		if p.Place != nil {
+			s.inImage(ctx, one, &p, st)
+		}
 		switch d := b.Detector.(type) {
 		case *tracer:
 			if d.rule != nil {
@@ -62,12 +65,16 @@ func (s *session) detector(ctx context.Context, b *binding) (*controlapi.Detecto
 }
 
 func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
-	states, stats, err := s.engine.Probes(ctx)
+	_, stats, err := s.engine.Probes(ctx)
 	if err != nil {
 		return nil, err
 	}
+	probes := 0 // states has those that serve others as well
+	for _, b := range s.bindings {
+		probes += len(b.Probes)
+	}
 	return &controlapi.Session{
-		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(len(states)),
+		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(probes),
 		Events: stats.Events, Reinjected: stats.Reinjected, Stale: stats.Stale, ShadowPages: uint32(stats.Shadows),
 	}, nil
 }
