@@ -16,6 +16,12 @@ func daemonHost(t *testing.T, cfg lab.Config, programs ...string) *lab.Host {
 	for _, name := range programs {
 		files = append(files, program(t, name))
 	}
+	return daemonWith(t, cfg, files)
+}
+
+// daemonWith is one with files: hprobe, hprobed and a profile among them.
+func daemonWith(t *testing.T, cfg lab.Config, files []lab.File) *lab.Host {
+	t.Helper()
 	h := lab.Copy(t, cfg, files...)
 	h.MustRun(t, `hprobed --profiles /payload/profiles --findings /tmp/findings.json > /tmp/hprobed.log 2>&1 & echo $! > /tmp/hprobed.pid
 until hprobe status > /dev/null 2>&1; do [ -d /proc/$(cat /tmp/hprobed.pid) ] || { cat /tmp/hprobed.log; exit 1; }; sleep 0.1; done`)

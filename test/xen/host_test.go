@@ -65,6 +65,7 @@ func TestHosts(t *testing.T) {
 			t.Run("When", func(t *testing.T) { when(t, cfg) })
 			t.Run("CopyOnWrite", func(t *testing.T) { copyOnWrite(t, cfg) })
 			t.Run("StepOver", func(t *testing.T) { stepOver(t, cfg) })
+			t.Run("Images", func(t *testing.T) { images(t, cfg) })
 		})
 	}
 }
