@@ -178,7 +178,7 @@ func choose(name string, all []function) (uint64, error) {
 
 // near are names that somebody may have meant.
 func near(name string, all []function) string {
-	const most, closest = 3, 3
+	const most, closest, longest = 3, 3, 64 // longer names take long to compare
 	type candidate struct {
 		name string
 		far  int
@@ -190,7 +190,10 @@ func near(name string, all []function) string {
 			continue
 		}
 		seen[f.name] = true
-		far := distance(name, f.name, closest)
+		far := closest + 1
+		if len(name) <= longest {
+			far = distance(name, f.name, closest)
+		}
 		if far > closest && !strings.Contains(f.name, name) {
 			continue
 		}
