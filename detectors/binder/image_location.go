@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // imagePrefix begins a location in a user program or library.
@@ -62,16 +63,16 @@ func cutLast(s string, at byte) (before, after string, found bool) {
 // isUserName says whether s can be a symbol of a program: those of Go, Rust and C++
 // have more than letters in them.
 func isUserName(s string) bool {
-	for _, c := range s {
-		if c <= ' ' || c == 0x7f || c == '!' {
-			return false
-		}
-	}
-	return s != "" && len(s) <= 512
+	return s != "" && len(s) <= 512 && isPrintable(s) && !strings.ContainsAny(s, "! ")
 }
 
 // isPath says whether s is a whole path, or a file's name alone.
 func isPath(s string) bool {
 	name := s[strings.LastIndexByte(s, '/')+1:]
-	return name != "" && len(s) <= maxImagePath && !strings.ContainsRune(s, 0) && (s[0] == '/' || !strings.Contains(s, "/"))
+	return name != "" && len(s) <= maxImagePath && isPrintable(s) && (s[0] == '/' || !strings.Contains(s, "/"))
+}
+
+// isPrintable keeps what a terminal would obey out of names.
+func isPrintable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) })
 }

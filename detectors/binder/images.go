@@ -56,11 +56,11 @@ func (p *imageProbe) wants(o *guestos.Owner) bool {
 	return (p.pid == 0 || p.pid == o.PID && p.started == o.Started) && (p.comm == "" || p.comm == o.Comm)
 }
 
-// maxLooked bounds how many mappings are looked at when a probe is added.
-const maxLooked = 1 << 18
+// maxLook bounds how long the guest is paused to look at its mappings.
+const maxLook = 2 * time.Second
 
-// errLooked says that a guest has more mappings than are looked at.
-var errLooked = fmt.Errorf("more than %d mappings were looked at: there may be more processes that have it", maxLooked)
+// errLooked says that a guest has more mappings than could be looked at.
+var errLooked = fmt.Errorf("the guest's mappings were looked at for %v, and there may be more processes that have it", maxLook)
 
 // addImage puts a probe into a program or library.
 func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec, loc Location) (_ Bound, err error) {
@@ -190,13 +190,13 @@ func (t *images) begin(p *imageProbe, loc Location, given *detectors.ImagePlace)
 // guest is paused.
 func (t *images) look(p *imageProbe) (all []found, err error) {
 	k := t.b.kernel
-	looked := 0
+	began := time.Now()
 	err = k.Owners(func(o *guestos.Owner) error {
 		if !p.wants(o) {
 			return nil
 		}
 		err := k.Mappings(o.Memory, func(m *guestos.Mapping) error {
-			if looked++; looked > maxLooked {
+			if time.Since(began) > maxLook {
 				return errLooked
 			}
 			if m.File == 0 || !m.Exec && m.Offset != 0 {
@@ -207,8 +207,8 @@ func (t *images) look(p *imageProbe) (all []found, err error) {
 			}
 			return nil
 		})
-		if errors.Is(err, errLooked) {
-			return err
+		if errors.Is(err, errLooked) || time.Since(began) > maxLook {
+			return errLooked
 		}
 		if err != nil { // of one process: the others are no worse for it
 			t.b.engine.Members().Miss(p.id, fmt.Errorf("process %d: %w", o.PID, err))

@@ -232,7 +232,7 @@ func (w *treeWalk) node(entry, limit uint64, depth int) error {
 		if last == 0 && i > 0 || last > limit {
 			return nil // what follows is unused, or the node's own bookkeeping
 		}
-		if w.seen++; w.seen > 4*maxMappings {
+		if w.seen++; w.seen > 2*maxMappings {
 			return fmt.Errorf("%w: there is no end to them", errMappings)
 		}
 		below := binary.LittleEndian.Uint64(b[n.slot+8*uint64(i):])
