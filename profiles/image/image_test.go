@@ -49,15 +49,6 @@ func gnuHash(name string) uint32 {
 	return h
 }
 
-func sysvHash(name string) (h uint32) {
-	for i := range len(name) {
-		h = h<<4 + uint32(name[i])
-		g := h & 0xf000_0000
-		h = (h ^ g>>24) &^ g
-	}
-	return h
-}
-
 // built is a small shared library: the symbols in one bucket of the hash table of either
 // kind, and in a section for debug/elf.
 func built(gnu bool) []byte {
