@@ -180,10 +180,33 @@ func (t *images) begin(p *imageProbe, loc Location, given *detectors.ImagePlace)
 	if lookErr != nil {
 		t.b.engine.Members().Miss(p.id, lookErr)
 	}
-	for i := range all {
-		t.join(p, &all[i].Mapping)
-	}
+	t.joinAll(p, all)
 	return nil
+}
+
+// joinAll has a probe be in the processes that have its image already, but for those
+// that have another build of it.
+func (t *images) joinAll(p *imageProbe, all []found) {
+	for i := range all {
+		m := &all[i].Mapping
+		if at, ok := m.At(p.place.Offset); ok && m.Exec && t.sameBuild(p, m.Memory, at) {
+			t.joinAt(p, m.Memory, at)
+		}
+	}
+}
+
+// sameBuild says whether the image that a process has at an address is of the build
+// that a probe is for, as far as that can be known now.
+func (t *images) sameBuild(p *imageProbe, mm guestos.Memory, at xenevents.GVA) bool {
+	if p.place.BuildID == nil {
+		return true
+	}
+	id := t.buildIn(p, mm, at)
+	if id == nil || bytes.Equal(id, p.place.BuildID) {
+		return true
+	}
+	t.b.engine.Members().Miss(p.id, fmt.Errorf("a process has another build of it, with build id %s", image.BuildIDText(id)))
+	return false
 }
 
 // look finds the mappings of a probe's image, in the processes that it is for. The
@@ -279,15 +302,7 @@ func (t *images) inMemory(f *found) (*image.Mapped, error) {
 	})
 }
 
-// join has a probe be in a process, by a mapping of its image.
-func (t *images) join(p *imageProbe, m *guestos.Mapping) {
-	at, ok := m.At(p.place.Offset)
-	if !ok || !m.Exec {
-		return
-	}
-	t.joinAt(p, m.Memory, at)
-}
-
+// joinAt has a probe be at an address of a process.
 func (t *images) joinAt(p *imageProbe, mm guestos.Memory, at xenevents.GVA) {
 	members := t.b.engine.Members()
 	space, err := t.b.kernel.SpaceOf(mm)
@@ -311,14 +326,9 @@ func (t *images) still(p *imageProbe, mm guestos.Memory, at xenevents.GVA) (stil
 		if here, ok := m.At(p.place.Offset); !ok || here != at {
 			return nil
 		}
-		if still, err = k.FileNamed(m.File, p.path); err != nil || !still || p.place.BuildID == nil {
-			return err
-		}
-		if id := t.buildIn(p, mm, at); id != nil && !bytes.Equal(id, p.place.BuildID) {
-			still = false
-			t.b.engine.Members().Miss(p.id, fmt.Errorf("a process has another build of it, with build id %s", image.BuildIDText(id)))
-		}
-		return nil
+		named, err := k.FileNamed(m.File, p.path)
+		still = named && err == nil && t.sameBuild(p, mm, at)
+		return err
 	})
 	return still && err == nil
 }
@@ -355,7 +365,8 @@ func (t *images) mapped(h *probe.Hit) probe.Verdict {
 		return probe.Verdict{}
 	}
 	for _, p := range t.all {
-		if _, ok := m.At(p.place.Offset); !ok {
+		at, ok := m.At(p.place.Offset)
+		if !ok {
 			continue
 		}
 		if named, err := k.FileNamed(m.File, p.path); err != nil || !named {
@@ -367,7 +378,7 @@ func (t *images) mapped(h *probe.Hit) probe.Verdict {
 			continue
 		}
 		if p.wants(&o) {
-			t.join(p, &m)
+			t.joinAt(p, m.Memory, at)
 		}
 	}
 	return probe.Verdict{}
@@ -415,9 +426,7 @@ func (t *images) gap(g probe.Gap) {
 			if err != nil {
 				t.b.engine.Members().Miss(p.id, err)
 			}
-			for i := range all {
-				t.join(p, &all[i].Mapping)
-			}
+			t.joinAll(p, all)
 		}
 		return nil
 	})

@@ -49,8 +49,8 @@ func (k *Kernel) files() (*fileLayout, error) {
 	return &k.file, k.file.err
 }
 
-// FileNamed says whether a file has a name: its whole path, from the guest's first
-// root, or its last part where the name has no slash. One that was deleted has the
+// FileNamed says whether a file has a name: its whole path, from the root of the mounts
+// that it is in, or its last part where the name has no slash. One that was deleted has the
 // name that it had.
 func (k *Kernel) FileNamed(f File, name string) (bool, error) {
 	l, err := k.files()
@@ -72,7 +72,8 @@ func (k *Kernel) FileNamed(f File, name string) (bool, error) {
 	return path == name, err
 }
 
-// FilePath is a file's path, from the guest's first root. It is the guest's: quote it.
+// FilePath is a file's path, from the root of the mounts that it is in: the guest's, or
+// a container's. It is the guest's: quote it.
 func (k *Kernel) FilePath(f File) (string, error) {
 	l, err := k.files()
 	if err != nil {

@@ -185,7 +185,7 @@ func (e *Engine) moved(changes []pagewatch.Change) {
 				u.lead.forgetMember(u)
 			}
 		case pagewatch.PageMapped, pagewatch.PageMoved:
-			if c.Kind == pagewatch.PageMapped && !e.isStill(u) {
+			if c.Kind == pagewatch.PageMapped && !e.prepared(u) && !e.isStill(u) {
 				continue
 			}
 			if err := e.arm(u); err != nil {
@@ -231,6 +231,11 @@ func (e *Engine) prepare(u *probe, page xenevents.GPA) {
 		e.log.Error("arm a probe where its page is about to be", "probe", u.Name, "err", err)
 	}
 	e.addLoose(loose{user: u, patch: p, ahead: true})
+}
+
+// prepared says whether a probe is where its page was expected.
+func (e *Engine) prepared(u *probe) bool {
+	return slices.ContainsFunc(e.loose, func(l loose) bool { return l.user == u && l.ahead })
 }
 
 func (e *Engine) dropLoose(which func(*loose) bool) {
