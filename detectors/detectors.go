@@ -22,7 +22,8 @@ type Detector interface {
 // ProbeSpec is a probe by symbol: a binder makes an address of it.
 type ProbeSpec struct {
 	Name string
-	// At is where: "symbol", "symbol+0x10", "module!symbol", or an address.
+	// At is where: "symbol", "symbol+0x10", "module!symbol", an address, or
+	// "image:PATH!symbol" and "image:PATH+0xOFFSET" in a user program or library.
 	At string
 	// PID, when not 0, is of a process that runs: At is an address in it. The
 	// probe follows its page, waits where there is none, and takes the hits of
@@ -30,6 +31,12 @@ type ProbeSpec struct {
 	PID uint32
 	// Source, when not nil, is what is watched in place of an instruction at At.
 	Source *Source
+	// Comm, when not empty, and PID choose the processes whose hits count, where At
+	// is in an image; with neither it is all that have it mapped, now or later.
+	Comm string
+	// Image is what the operator's own copy of the image says of the place. nil: what
+	// the guest has in memory is looked at.
+	Image *ImagePlace
 	// Handle is called at each hit while the vCPU waits: it must be quick and
 	// must not block or keep the Hit. nil counts.
 	Handle Handler
@@ -39,6 +46,13 @@ type ProbeSpec struct {
 	// Vital: it stays armed however much it costs, as a gap would be worse. Others
 	// are suspended for a while when they have too many hits; a finding says so.
 	Vital bool
+}
+
+// ImagePlace is a place in the file of a user program or library.
+type ImagePlace struct {
+	Offset  uint64 // in the file, in bytes
+	Code    []byte // what the file has there, from an instruction's first byte on
+	BuildID []byte // nil: the file has none
 }
 
 // Handler turns a hit into what happens next.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/profiles/guestos"
+	"github.com/hprobe/hprobe/profiles/image"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -25,12 +26,14 @@ type Binder struct {
 	sink   detectors.Sink
 
 	modules *modules
+	images  *images
 }
 
 // New makes a binder for a domain that engine serves and kernel describes.
 func New(engine *probe.Engine, kernel *guestos.Kernel, domain xenevents.DomainInfo, sink detectors.Sink) *Binder {
 	b := &Binder{engine: engine, kernel: kernel, domain: domain, sink: sink}
 	b.modules = newModules(engine, kernel, b.trouble)
+	b.images = &images{b: b}
 	return b
 }
 
@@ -44,8 +47,10 @@ type Binding struct {
 type Bound struct {
 	Spec detectors.ProbeSpec
 	ID   probe.ID
-	// At is where it is; 0 in a module: the engine's status says where that is now.
-	At xenevents.GVA
+	// At is where it is; 0 in a module and in an image: the engine's status says where
+	// the first is now, Place where in its file the second is.
+	At    xenevents.GVA
+	Place *image.Place
 }
 
 // Bind arms all probes of a detector, or none: what it armed it takes back
@@ -67,6 +72,10 @@ func (b *Binder) Unbind(ctx context.Context, bound *Binding) error {
 	var errs []error
 	var others []probe.ID
 	for _, p := range bound.Probes {
+		if p.Place != nil {
+			errs = append(errs, b.images.remove(ctx, p.ID))
+			continue
+		}
 		ok, err := b.modules.remove(ctx, p.ID)
 		if !ok {
 			others = append(others, p.ID)
@@ -88,6 +97,9 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 		if err := loc.InProcess(spec.Return); err != nil {
 			return Bound{}, err
 		}
+	}
+	if loc.Image != "" {
+		return b.addImage(ctx, d, spec, loc)
 	}
 	r := probe.Request{Name: spec.Name, Space: b.kernel.Space, Follow: spec.PID != 0}
 	// Guest memory belongs to the engine's goroutine.
@@ -210,9 +222,9 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 // taken, untyped; a module's function may have the name of one of the kernel's.
 func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
 	switch {
-	case at.Offset != 0:
+	case at.Offset != 0, at.Image != "" && at.Symbol == "":
 		return nil
-	case at.Module != "":
+	case at.Module != "", at.Image != "":
 		return guestos.UntypedArgs()
 	}
 	args, err := guestos.Args(p, at.Symbol)

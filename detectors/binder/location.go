@@ -15,8 +15,12 @@ import (
 type Location struct {
 	Module string // "" for the kernel proper
 	Symbol string // "" for an address
-	// Offset is added to the symbol's address, or is the address, in bytes.
+	// Offset is added to the symbol's address, or is the address, in bytes. In an
+	// image without a symbol it is one in its file.
 	Offset uint64
+	// Image is the path of a user program or library, or the last part of it; "" for
+	// the kernel.
+	Image string
 }
 
 // maxOffset bounds an offset from a symbol, in bytes: larger than any function.
@@ -26,6 +30,9 @@ const maxOffset = 1 << 20
 func ParseLocation(text string) (Location, error) {
 	fail := func(why string) (Location, error) {
 		return Location{}, fmt.Errorf("no place for a probe: %q (%s); it is written like symbol, symbol+0x10, module!symbol or 0xffffffff81000000", text, why)
+	}
+	if at, ok := strings.CutPrefix(text, imagePrefix); ok {
+		return parseImage(at)
 	}
 	if strings.HasPrefix(text, "0x") {
 		v, err := strconv.ParseUint(text, 0, 64)
@@ -65,6 +72,8 @@ var endless = []string{"do_exit", "do_group_exit", "make_task_dead", "rewind_sta
 // MayReturn says why a location is no place for a probe of returns, if it is none.
 func (l Location) MayReturn() error {
 	switch {
+	case l.Image != "":
+		return errReturnsOfUser
 	case l.Symbol != "" && l.Offset != 0:
 		return fmt.Errorf("returns are seen from a function's first instruction on: %s, not %s+%#x", l.Symbol, l.Symbol, l.Offset)
 	case l.Module == "" && slices.Contains(endless, l.Symbol):
@@ -73,13 +82,15 @@ func (l Location) MayReturn() error {
 	return nil
 }
 
+var errReturnsOfUser = errors.New("returns are seen in the kernel only: in a process the pages that calls return to would have to be followed, too")
+
 // InProcess says why a location is none in a process, if it is none.
 func (l Location) InProcess(returns bool) error {
 	switch {
-	case l.Symbol != "":
-		return fmt.Errorf("in a process a probe is at an address, 0x401000 for instance: %s is a place in the kernel", l.Symbol)
+	case l.Symbol != "" && l.Image == "":
+		return fmt.Errorf("in a process a probe is at an address, 0x401000 for instance, or in a file, image:/bin/sh!main: %s is a place in the kernel", l.Symbol)
 	case returns:
-		return errors.New("returns are seen in the kernel only: in a process the pages that calls return to would have to be followed, too")
+		return errReturnsOfUser
 	}
 	return nil
 }

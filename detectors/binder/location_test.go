@@ -28,8 +28,16 @@ func TestParseLocation(t *testing.T) {
 
 func FuzzParseLocation(f *testing.F) {
 	f.Add("vuln!vuln_copy+0x10")
+	f.Add("image:/lib/libstdc++.so.6!f+0x10")
+	f.Add("image:sh+0x1234")
 	f.Fuzz(func(t *testing.T, text string) {
 		l, err := ParseLocation(text)
+		if err == nil && l.Image != "" {
+			if !isPath(l.Image) || l.Symbol != "" && (l.Offset > maxOffset || !isUserName(l.Symbol)) || l.Offset >= maxImageOffset || l.Module != "" {
+				t.Errorf("%q is %+v", text, l)
+			}
+			return
+		}
 		if err == nil && l.Symbol != "" && (l.Offset > maxOffset || !isName(l.Symbol)) {
 			t.Errorf("%q is %+v", text, l)
 		}

@@ -45,6 +45,10 @@ type Kernel struct {
 
 	modulesOnce sync.Once
 	layout      moduleLayout
+
+	mappingOnce, fileOnce sync.Once
+	mapping               mappingLayout
+	file                  fileLayout
 }
 
 // Domain is what is read of a guest.

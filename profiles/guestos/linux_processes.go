@@ -45,7 +45,7 @@ func (k *Kernel) Process(pid uint32) (found Process, err error) {
 // ProcessesCalled finds the running processes with a name, cut off after 15 bytes as
 // the kernel does: at most limit.
 func (k *Kernel) ProcessesCalled(comm string, limit int) (all []Process, err error) {
-	comm = comm[:min(len(comm), commLen-1)]
+	comm = CommOf(comm)
 	err = k.processes(func(p *process) error {
 		if len(all) >= limit {
 			return errEnough
@@ -62,6 +62,9 @@ func (k *Kernel) ProcessesCalled(comm string, limit int) (all []Process, err err
 	}
 	return all, err
 }
+
+// CommOf is what the kernel keeps of a name.
+func CommOf(name string) string { return name[:min(len(name), commLen-1)] }
 
 type process struct {
 	task uint64

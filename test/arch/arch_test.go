@@ -39,6 +39,7 @@ var mayImport = map[string][]string{
 	"xenevents/rescue":     {"xenevents", "xenevents/native"},
 
 	"profiles/isf":     {},
+	"profiles/image":   {},
 	"profiles/store":   {"profiles/isf"},
 	"profiles/build":   {"profiles/isf", "xenevents", "xenevents/guestmem"},
 	"profiles/guestos": {"profiles/isf", "profiles/near", "xenevents", "xenevents/guestmem"},
@@ -46,7 +47,7 @@ var mayImport = map[string][]string{
 
 	"detectors":           {"xenevents"},
 	"detectors/policy":    {"detectors"},
-	"detectors/binder":    {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents", "xenevents/probe"},
+	"detectors/binder":    {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "profiles/image", "xenevents", "xenevents/probe"},
 	"detectors/builtin":   {"detectors", "xenevents"},
 	"detectors/condition": {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents"},
 	"detectors/sinks":     {"detectors"},

@@ -22,7 +22,13 @@ func daemonHostWith(t *testing.T, cfg lab.Config, more []lab.File, programs ...s
 	for _, name := range programs {
 		files = append(files, program(t, name))
 	}
-	h := lab.Copy(t, cfg, append(files, more...)...)
+	return daemonOf(t, cfg, append(files, more...))
+}
+
+// daemonOf is one with files: hprobe, hprobed and a profile among them.
+func daemonOf(t *testing.T, cfg lab.Config, files []lab.File) *lab.Host {
+	t.Helper()
+	h := lab.Copy(t, cfg, files...)
 	h.MustRun(t, `hprobed --profiles /payload/profiles --findings /tmp/findings.json > /tmp/hprobed.log 2>&1 & echo $! > /tmp/hprobed.pid
 until hprobe status > /dev/null 2>&1; do [ -d /proc/$(cat /tmp/hprobed.pid) ] || { cat /tmp/hprobed.log; exit 1; }; sleep 0.1; done`)
 	return h

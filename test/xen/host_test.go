@@ -68,6 +68,7 @@ func TestHosts(t *testing.T) {
 			t.Run("Modules", func(t *testing.T) { modulesComeAndGo(t, cfg) })
 			t.Run("Syscalls", func(t *testing.T) { syscalls(t, cfg) })
 			t.Run("StepOver", func(t *testing.T) { stepOver(t, cfg) })
+			t.Run("Images", func(t *testing.T) { images(t, cfg) })
 		})
 	}
 }

@@ -128,7 +128,12 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 	now := e.clock()
 	spent := since(now, e.tick)
 	e.tick = now
-	for _, user := range p.users {
+	for _, at := range p.users {
+		user := at.head()
+		if user.billed == e.hitNo { // by another of its members
+			continue
+		}
+		user.billed = e.hitNo
 		if now >= user.meter.ends {
 			user.meter.slide(now, e.part, &user.budget)
 		}

@@ -23,10 +23,13 @@ func (e *Engine) Add(ctx context.Context, r Request) (ID, error) {
 }
 
 func (e *Engine) add(r Request) (ID, error) {
-	if r.Follow || r.Placed {
+	if r.Follow || r.Placed || r.Many {
 		add := e.addFollowed
-		if r.Placed {
+		switch {
+		case r.Placed:
 			add = e.addPlaced
+		case r.Many:
+			add = e.addMany
 		}
 		id, err := add(r)
 		if err != nil {
@@ -67,7 +70,7 @@ func (e *Engine) fit(p *patch) error {
 	}
 	needed := p.site != nil && p.site.calls > 0 || e.pausedIn(p)
 	for _, user := range p.users {
-		needed = needed || !user.suspended
+		needed = needed || !user.head().suspended
 	}
 	if needed != p.hidden.Withdrawn {
 		return nil
@@ -202,6 +205,8 @@ func (e *Engine) takeOut(user *probe) error {
 		return e.lift(user, "")
 	case user.watch != nil:
 		return e.unwatch(user)
+	case user.Many:
+		return e.removeMany(user)
 	}
 	err := errors.Join(e.forget(user), e.leaveSites(user))
 	if user.follow != nil {
@@ -254,7 +259,10 @@ func (e *Engine) status(u *probe) Status {
 	case u.patch != nil && u.patch.hidden.Displaced:
 		s.State, s.Detail = Displaced, "the guest wrote other bytes there"
 	}
-	if u.follow != nil {
+	switch {
+	case u.Many:
+		u.membersStatus(&s)
+	case u.follow != nil:
 		u.followStatus(&s)
 	}
 	if u.Placed && u.patch == nil && u.failed == "" {

@@ -58,6 +58,7 @@ type Engine struct {
 	lastID  ID
 	steps   []step // by vCPU: what its next single-step event ends
 	stats   Stats
+	hitNo   uint64            // counts int3s of ours
 	kinds   [16]uint64        // events by kind: an array, as a map's entry would cost at each event
 	fast    bool              // Xen has fast single-step
 	paused  map[pausedAt]held // hits that run again
@@ -118,6 +119,16 @@ type probe struct {
 	follow        *followed // nil: of a Request without Follow
 	watch         *watched  // nil: of a Request
 	unplaced      string    // why a probe with Placed is at no place
+
+	// Of a Request with Many, and of its members: see members.go.
+	lead      *probe // of a member
+	members   []*probe
+	still     func() bool
+	expected  []byte
+	missed    uint64
+	missedWhy string
+	took, let uint64 // the last hits that were its, and that it let pass
+	billed    uint64 // the last hit that it was charged with
 
 	returns, lost uint64
 	told          bool          // the log, that one can not be seen

@@ -114,6 +114,9 @@ func (e *Engine) fitAll(u *probe) (err error) {
 	for _, p := range e.patchesOf(u) {
 		err = either(err, e.fit(p))
 	}
+	for _, m := range u.members {
+		err = either(err, e.fitAll(m))
+	}
 	return err
 }
 
@@ -181,7 +184,13 @@ func (e *Engine) moved(changes []pagewatch.Change) {
 		case pagewatch.SpaceEnded:
 			u.follow.ended = true
 			e.dropLoose(func(l *loose) bool { return l.user == u })
+			if u.lead != nil {
+				u.lead.forgetMember(u)
+			}
 		case pagewatch.PageMapped, pagewatch.PageMoved:
+			if c.Kind == pagewatch.PageMapped && !e.prepared(u) && !e.isStill(u) {
+				continue
+			}
 			if err := e.arm(u); err != nil {
 				e.log.Warn("a probe's page is there, and it can't be armed", "probe", u.Name, "at", u.At, "err", err)
 			}
@@ -214,6 +223,9 @@ func (e *Engine) prepare(u *probe, page xenevents.GPA) {
 	if is(u.patch) || slices.ContainsFunc(e.loose, func(l loose) bool { return l.user == u && is(l.patch) }) {
 		return
 	}
+	if u.patch == nil && !e.isStill(u) {
+		return
+	}
 	p, err := e.patchOf(u, at)
 	if err != nil {
 		return
@@ -222,6 +234,11 @@ func (e *Engine) prepare(u *probe, page xenevents.GPA) {
 		e.log.Error("arm a probe where its page is about to be", "probe", u.Name, "err", err)
 	}
 	e.addLoose(loose{user: u, patch: p, ahead: true})
+}
+
+// prepared says whether a probe is where its page was expected.
+func (e *Engine) prepared(u *probe) bool {
+	return slices.ContainsFunc(e.loose, func(l loose) bool { return l.user == u && l.ahead })
 }
 
 func (e *Engine) dropLoose(which func(*loose) bool) {

@@ -82,6 +82,7 @@ func (e *Engine) reinject(ev *xenevents.Event) error {
 // other than Continue counts, but each sees the hit. Those of calls that end here
 // come first.
 func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
+	e.hitNo++
 	h := &e.now.hit
 	*h = Hit{VCPU: ev.VCPU, Space: xenevents.AddressSpaceOf(&ev.Regs), Regs: &ev.Regs, engine: e, patch: p}
 	if e.resumes(h) {
@@ -95,17 +96,34 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	if site != nil {
 		err = e.returned(h, site)
 	}
+	e.count(h, p)
 	a := asked{users: p.users}
-	e.ask(h, p, &a)
-	if !h.taken {
-		e.stats.Passed++
-	}
+	e.ask(h, &a)
 	if a.later != nil {
 		err = either(err, e.await(ev, p, h, &a))
 	} else {
 		err = either(err, e.settle(ev, p, h, a.returns))
 	}
 	return either(err, e.charge(p, site))
+}
+
+// count says whose a hit is, and that it passed the others.
+func (e *Engine) count(h *Hit, p *patch) {
+	passed := false
+	for _, user := range p.users {
+		if !user.sees(h) {
+			passed = true
+			continue
+		}
+		h.taken = true
+		user.head().took = e.hitNo
+	}
+	if passed {
+		e.passedBy(p)
+	}
+	if !h.taken {
+		e.stats.Passed++
+	}
 }
 
 // asked is how far the subscribers of a hit were asked.
@@ -116,15 +134,12 @@ type asked struct {
 }
 
 // ask asks them, until one says that its verdict comes later.
-func (e *Engine) ask(h *Hit, p *patch, a *asked) {
-	for i, user := range a.users {
-		if !user.sees(h) {
-			if !user.suspended && user.patch == p { // and not loose there
-				user.passed++
-			}
+func (e *Engine) ask(h *Hit, a *asked) {
+	for i, at := range a.users {
+		if !at.sees(h) {
 			continue
 		}
-		h.taken = true
+		user := at.head()
 		user.hits++
 		a.returns = a.returns || user.Return
 		if user.Decide == nil || user.failed != "" {
@@ -154,7 +169,7 @@ func (e *Engine) settle(ev *xenevents.Event, p *patch, h *Hit, returns bool) (er
 
 // sees says whether a hit at its address is one of the probe's.
 func (u *probe) sees(h *Hit) bool {
-	return !u.suspended && u.spaces.hold(h.Space) && (u.follow == nil || u.takes(h))
+	return !u.head().suspended && u.spaces.hold(h.Space) && (u.follow == nil || u.takes(h))
 }
 
 // heed takes a verdict into account.

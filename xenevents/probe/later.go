@@ -104,7 +104,7 @@ func (e *Engine) tendWaiters() (err error) {
 // leaveWaiters has those go on that wait for a probe which goes.
 func (e *Engine) leaveWaiters(user *probe) (err error) {
 	for _, w := range slices.Clone(e.waiters) {
-		if slices.Contains(e.waiters, w) && w.users[0] == user {
+		if slices.Contains(e.waiters, w) && w.users[0].head() == user {
 			err = either(err, e.conclude(w, Verdict{}))
 		}
 	}
@@ -126,18 +126,24 @@ func (e *Engine) releaseWaiters() {
 func (e *Engine) conclude(w *waiter, v Verdict) error {
 	e.waiters = slices.DeleteFunc(e.waiters, func(o *waiter) bool { return o == w })
 	spent := since(e.clock(), w.began)
-	who := w.users[0]
+	who := w.users[0].head()
 	w.hit.waited = true
 	w.hit.heed(who, v)
 	e.now.hit = w.hit
 	h := &e.now.hit
-	a := asked{users: slices.DeleteFunc(w.users[1:], func(u *probe) bool { return e.probes[u.id] != u }), returns: w.returns}
-	e.ask(h, w.patch, &a)
+	a := asked{users: slices.DeleteFunc(w.users[1:], e.left), returns: w.returns}
+	e.ask(h, &a)
 	err := e.chargeWait(who, spent)
 	if a.later != nil {
 		return either(err, e.await(&w.event, w.patch, h, &a))
 	}
 	return either(err, e.settle(&w.event, w.patch, h, a.returns))
+}
+
+// left says whether a probe, or a member of one, was taken out.
+func (e *Engine) left(u *probe) bool {
+	head := u.head()
+	return e.probes[head.id] != head || head != u && !slices.Contains(head.members, u)
 }
 
 // chargeWait puts what a vCPU waited for on the bill of who had it wait.

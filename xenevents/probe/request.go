@@ -69,6 +69,9 @@ type Request struct {
 	// has no address of its own (At is 0): it is Waiting until Engine.Place says where
 	// its code is, and again after Engine.Lift. Its hits are counted on.
 	Placed bool
+	// Many is for one probe in many processes: At and Space are of none. Those that
+	// it is in join it (Members); it counts and judges the hits of all of them.
+	Many bool
 	// Return asks for the end of each call as well: Decide is called once more,
 	// with Hit.Return, when the function has returned to its caller. Only for
 	// the first instruction of a function, where RSP points to the return
@@ -216,8 +219,8 @@ const (
 	Displaced
 	// Failed: its Decide panicked. It lets the guest go on and is counted.
 	Failed
-	// Waiting: of a Request with Follow, the guest has no page there that may be
-	// run; the probe is armed once it has. Of one with Placed, it is at no place.
+	// Waiting: of a Request with Follow or Many, the guest has no page there that may
+	// be run; the probe is armed once it has. Of one with Placed, it is at no place.
 	Waiting
 	// Ended: of a Request with Follow, the process has exited.
 	Ended
@@ -250,6 +253,12 @@ type Status struct {
 	Returns, Lost uint64
 	// Gaps counts the times it was suspended, GapTicks for how long in all.
 	Gaps, GapTicks uint64
+	// Members are the places of a Request with Many, Armed those of them where the
+	// page is there. Missed counts those that it should have had, and could not have;
+	// MissedWhy is why the last one could not.
+	Members, Armed int
+	Missed         uint64
+	MissedWhy      string
 	// Detail says why the probe is not armed.
 	Detail string
 	// Source is what it watches, of a Watch; else nil.

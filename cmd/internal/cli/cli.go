@@ -19,6 +19,7 @@ import (
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/cmd/internal/labcli"
 	"github.com/hprobe/hprobe/cmd/internal/version"
+	"github.com/hprobe/hprobe/profiles/image"
 	"github.com/hprobe/hprobe/xenevents"
 )
 
@@ -87,7 +88,7 @@ func exitStatus(err error) int {
 		return exitUsage
 	case errors.Is(err, control.ErrNoDaemon):
 		return exitNoDaemon
-	case errors.Is(err, xenevents.ErrNoDomain), status.Code(err) == codes.NotFound:
+	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, image.ErrNoSymbol), status.Code(err) == codes.NotFound:
 		return exitNotFound
 	case errors.Is(err, errors.ErrUnsupported), status.Code(err) == codes.FailedPrecondition:
 		return exitUnsupported

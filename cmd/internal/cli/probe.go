@@ -25,19 +25,24 @@ arg0 to arg5.
 
 With --pid it is an address in that process. The page need not be there: the probe
 waits for it, follows it where the guest's kernel moves it, takes the hits of that
-process alone, and ends with it.`
+process alone, and ends with it.
+
+` + imageHelp
 
 func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
 	var rule controlapi.Rule
 	var source controlapi.Source
+	var imageFile string
 	add := &cobra.Command{
 		Use: "add --domain DOMAIN (--at PLACE | --syscall NAME,… | --register R | --cpuid LEAF | --memory RANGE)", Short: "Put a probe into a running guest", Args: exactly(),
 		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + sourceHelp + "\n\n" + ruleHelp,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			req.Rule = ruleOf(cmd, &rule)
-			var err error
 			if req.Source, err = sourceOf(cmd, &source); err != nil {
+				return err
+			}
+			if req.Image, err = imagePlace(req.At, imageFile); err != nil {
 				return err
 			}
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
@@ -48,34 +53,20 @@ func (a *app) probe() *cobra.Command {
 				if a.json {
 					return a.message(p)
 				}
-				if p.GetSource() != nil {
-					_, err = fmt.Fprintf(a.out, "%s: watching %s in %s\n", p.GetId(), plain(p.GetAt()), guestText(p.GetDomain()))
-					return err
-				}
-				if len(p.GetSyscalls()) > 0 {
-					_, err = fmt.Fprintf(a.out, "%s: %s in %s at %s of %s\n", p.GetId(), p.GetState(), guestText(p.GetDomain()), count(p.GetPlaces(), "place"), count(p.GetSyscallCount(), "system call"))
-					return err
-				}
-				if p.GetState() == "waiting" && p.GetPid() == 0 {
-					_, err = fmt.Fprintf(a.out, "%s: waiting in %s: %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetDetail()))
-					return err
-				}
-				if p.GetState() == "waiting" {
-					_, err = fmt.Fprintf(a.out, "%s: waiting in %s for the page of %s in process %d\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetPid())
-					return err
-				}
-				_, err = fmt.Fprintf(a.out, "%s: armed in %s at %s (%#x), on %q, stepped over by %s\n", p.GetId(), guestText(p.GetDomain()), plain(p.GetAt()), p.GetAddress(), p.GetInstruction(), p.GetStep())
+				_, err = fmt.Fprintln(a.out, addedText(p))
 				return err
 			})
 		},
 	}
 	f := add.Flags()
 	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
-	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address")
+	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address, image:PATH!symbol, image:PATH+0xOFFSET")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
 	ruleFlags(add, &rule)
-	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel)")
+	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel), or that runs the image")
+	f.StringVar(&req.Comm, "comm", "", "of a place in an image: the name of the processes (default: all)")
+	f.StringVar(&imageFile, "image-file", "", "of a place in an image: a copy of the guest's file, with its symbols")
 	sourceFlags(add, &source)
 	f.StringSliceVar(&req.Syscalls, "syscall", nil, "in place of --at: system calls: openat,execve, or all, or 'all,!read,!write'")
 	must(add, "domain")
@@ -120,6 +111,27 @@ func must(cmd *cobra.Command, flags ...string) {
 	}
 }
 
+// addedText is what add says of a probe.
+func addedText(p *controlapi.Probe) string {
+	id, guest, at := p.GetId(), guestText(p.GetDomain()), plain(p.GetAt())
+	waits := p.GetState() == "waiting"
+	switch {
+	case p.GetSource() != nil:
+		return fmt.Sprintf("%s: watching %s in %s", id, at, guest)
+	case len(p.GetSyscalls()) > 0:
+		return fmt.Sprintf("%s: %s in %s at %s of %s", id, p.GetState(), guest, count(p.GetPlaces(), "place"), count(p.GetSyscallCount(), "system call"))
+	case p.GetInImage() && waits:
+		return fmt.Sprintf("%s: waiting in %s for a process that runs %s (%#x of the file): %s", id, guest, at, p.GetOffset(), processesText(p))
+	case p.GetInImage():
+		return fmt.Sprintf("%s: %s in %s at %s (%#x of the file), on %q, stepped over by %s: %s", id, p.GetState(), guest, at, p.GetOffset(), p.GetInstruction(), p.GetStep(), processesText(p))
+	case waits && p.GetPid() == 0:
+		return fmt.Sprintf("%s: waiting in %s: %s", id, guest, plain(p.GetDetail()))
+	case waits:
+		return fmt.Sprintf("%s: waiting in %s for the page of %s in process %d", id, guest, at, p.GetPid())
+	}
+	return fmt.Sprintf("%s: armed in %s at %s (%#x), on %q, stepped over by %s", id, guest, at, p.GetAddress(), p.GetInstruction(), p.GetStep())
+}
+
 // stepOf is how a probe steps over its instruction, if it has one.
 func stepOf(p *controlapi.Probe) string {
 	if p.GetSource() != nil {
@@ -130,7 +142,10 @@ func stepOf(p *controlapi.Probe) string {
 
 // placeOf is a probe's place, and whose.
 func placeOf(p *controlapi.Probe) string {
-	if p.GetPid() == 0 {
+	switch {
+	case p.GetComm() != "":
+		return fmt.Sprintf("%s of %s", p.GetAt(), guestText(p.GetComm()))
+	case p.GetPid() == 0:
 		return p.GetAt()
 	}
 	return fmt.Sprintf("%s of process %d", p.GetAt(), p.GetPid())
@@ -170,6 +185,8 @@ var probeColumns = []probeColumn{
 	{"PASSED", func(p *controlapi.Probe) bool { return p.GetWithReturns() || p.GetPassed() > 0 }, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetPassed()) }},
 	{"MATCHED", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetMatched()) }},
 	{"ERRORS", ruled, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetMatches().GetErrors()) }},
+	{"PROCESSES", (*controlapi.Probe).GetInImage, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetProcesses()) }},
+	{"MISSED", func(p *controlapi.Probe) bool { return p.GetMissed() > 0 }, func(p *controlapi.Probe) string { return fmt.Sprintf("%d (%s)", p.GetMissed(), p.GetMissedWhy()) }},
 	{"CHANGED", nil, func(p *controlapi.Probe) string { return fmt.Sprint(p.GetChanged()) }},
 	{"STEP", nil, stepOf},
 	{"AT", nil, placeOf},

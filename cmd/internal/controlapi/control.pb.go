@@ -33,8 +33,12 @@ type AddProbeRequest struct {
 	Rule    *Rule                  `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`        // none: every hit, all arguments. With returns it judges the end of a call
 	Pid     uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
 	// In place of at: names of system calls, "all", "!name" for one that is left out.
-	Syscalls      []string `protobuf:"bytes,20,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
-	Source        *Source  `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"` // what is watched in place of an instruction; then at is empty
+	Syscalls []string `protobuf:"bytes,20,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
+	// At is in an image, image:PATH!symbol or image:PATH+0x1234. Then pid and comm say
+	// in which processes; with neither it is all that have it mapped, now or later.
+	Comm          string      `protobuf:"bytes,22,opt,name=comm,proto3" json:"comm,omitempty"`
+	Image         *ImagePlace `protobuf:"bytes,23,opt,name=image,proto3" json:"image,omitempty"`   // as the operator's copy has it; none: look in the guest's memory
+	Source        *Source     `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"` // what is watched in place of an instruction; then at is empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -125,9 +129,84 @@ func (x *AddProbeRequest) GetSyscalls() []string {
 	return nil
 }
 
+func (x *AddProbeRequest) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *AddProbeRequest) GetImage() *ImagePlace {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
 func (x *AddProbeRequest) GetSource() *Source {
 	if x != nil {
 		return x.Source
+	}
+	return nil
+}
+
+// ImagePlace is a place in the file of a user program or library.
+type ImagePlace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Code          []byte                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"` // what is there
+	BuildId       []byte                 `protobuf:"bytes,3,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagePlace) Reset() {
+	*x = ImagePlace{}
+	mi := &file_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagePlace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagePlace) ProtoMessage() {}
+
+func (x *ImagePlace) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagePlace.ProtoReflect.Descriptor instead.
+func (*ImagePlace) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ImagePlace) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ImagePlace) GetCode() []byte {
+	if x != nil {
+		return x.Code
+	}
+	return nil
+}
+
+func (x *ImagePlace) GetBuildId() []byte {
+	if x != nil {
+		return x.BuildId
 	}
 	return nil
 }
@@ -147,7 +226,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +238,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +251,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{1}
+	return file_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Source) GetRegister() string {
@@ -230,7 +309,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -242,7 +321,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -255,7 +334,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Rule) GetWhen() string {
@@ -337,7 +416,7 @@ type ListProbesRequest struct {
 
 func (x *ListProbesRequest) Reset() {
 	*x = ListProbesRequest{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +428,7 @@ func (x *ListProbesRequest) String() string {
 func (*ListProbesRequest) ProtoMessage() {}
 
 func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +441,7 @@ func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesRequest.ProtoReflect.Descriptor instead.
 func (*ListProbesRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListProbesRequest) GetDomain() string {
@@ -381,7 +460,7 @@ type ListProbesResponse struct {
 
 func (x *ListProbesResponse) Reset() {
 	*x = ListProbesResponse{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +472,7 @@ func (x *ListProbesResponse) String() string {
 func (*ListProbesResponse) ProtoMessage() {}
 
 func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +485,7 @@ func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesResponse.ProtoReflect.Descriptor instead.
 func (*ListProbesResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListProbesResponse) GetProbes() []*Probe {
@@ -426,7 +505,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +517,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +530,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -487,17 +566,25 @@ type Probe struct {
 	Source      *Source                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`                      // none: it is on an instruction
 	// Of a set of system calls: as it was asked for, how many it has, and at how many
 	// places in the kernel; hits by call, "32-bit " before those of 32-bit programs.
-	Syscalls      []string          `protobuf:"bytes,40,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
-	SyscallCount  uint32            `protobuf:"varint,41,opt,name=syscall_count,json=syscallCount,proto3" json:"syscall_count,omitempty"`
-	Places        uint32            `protobuf:"varint,42,opt,name=places,proto3" json:"places,omitempty"`
-	Calls         map[string]uint64 `protobuf:"bytes,43,rep,name=calls,proto3" json:"calls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Syscalls     []string          `protobuf:"bytes,40,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
+	SyscallCount uint32            `protobuf:"varint,41,opt,name=syscall_count,json=syscallCount,proto3" json:"syscall_count,omitempty"`
+	Places       uint32            `protobuf:"varint,42,opt,name=places,proto3" json:"places,omitempty"`
+	Calls        map[string]uint64 `protobuf:"bytes,43,rep,name=calls,proto3" json:"calls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Of a probe in an image.
+	InImage       bool   `protobuf:"varint,50,opt,name=in_image,json=inImage,proto3" json:"in_image,omitempty"`
+	Comm          string `protobuf:"bytes,51,opt,name=comm,proto3" json:"comm,omitempty"`
+	Processes     uint32 `protobuf:"varint,52,opt,name=processes,proto3" json:"processes,omitempty"`                 // that have it mapped
+	Touched       uint32 `protobuf:"varint,53,opt,name=touched,proto3" json:"touched,omitempty"`                     // of them, those that have its page
+	Missed        uint64 `protobuf:"varint,54,opt,name=missed,proto3" json:"missed,omitempty"`                       // places where it should be, and could not be
+	MissedWhy     string `protobuf:"bytes,55,opt,name=missed_why,json=missedWhy,proto3" json:"missed_why,omitempty"` // the last one
+	Offset        uint64 `protobuf:"varint,56,opt,name=offset,proto3" json:"offset,omitempty"`                       // in the file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +596,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +609,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Probe) GetId() string {
@@ -707,6 +794,55 @@ func (x *Probe) GetCalls() map[string]uint64 {
 	return nil
 }
 
+func (x *Probe) GetInImage() bool {
+	if x != nil {
+		return x.InImage
+	}
+	return false
+}
+
+func (x *Probe) GetComm() string {
+	if x != nil {
+		return x.Comm
+	}
+	return ""
+}
+
+func (x *Probe) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *Probe) GetTouched() uint32 {
+	if x != nil {
+		return x.Touched
+	}
+	return 0
+}
+
+func (x *Probe) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+func (x *Probe) GetMissedWhy() string {
+	if x != nil {
+		return x.MissedWhy
+	}
+	return ""
+}
+
+func (x *Probe) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 // Matches are a rule's counters.
 type Matches struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -722,7 +858,7 @@ type Matches struct {
 
 func (x *Matches) Reset() {
 	*x = Matches{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +870,7 @@ func (x *Matches) String() string {
 func (*Matches) ProtoMessage() {}
 
 func (x *Matches) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +883,7 @@ func (x *Matches) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Matches.ProtoReflect.Descriptor instead.
 func (*Matches) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Matches) GetMatched() uint64 {
@@ -807,7 +943,7 @@ type AddStopgapRequest struct {
 
 func (x *AddStopgapRequest) Reset() {
 	*x = AddStopgapRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +955,7 @@ func (x *AddStopgapRequest) String() string {
 func (*AddStopgapRequest) ProtoMessage() {}
 
 func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +968,7 @@ func (x *AddStopgapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddStopgapRequest.ProtoReflect.Descriptor instead.
 func (*AddStopgapRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AddStopgapRequest) GetDomain() string {
@@ -899,7 +1035,7 @@ type Detector struct {
 
 func (x *Detector) Reset() {
 	*x = Detector{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1047,7 @@ func (x *Detector) String() string {
 func (*Detector) ProtoMessage() {}
 
 func (x *Detector) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1060,7 @@ func (x *Detector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detector.ProtoReflect.Descriptor instead.
 func (*Detector) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Detector) GetId() string {
@@ -985,7 +1121,7 @@ type ListDetectorsRequest struct {
 
 func (x *ListDetectorsRequest) Reset() {
 	*x = ListDetectorsRequest{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1133,7 @@ func (x *ListDetectorsRequest) String() string {
 func (*ListDetectorsRequest) ProtoMessage() {}
 
 func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1146,7 @@ func (x *ListDetectorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsRequest.ProtoReflect.Descriptor instead.
 func (*ListDetectorsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDetectorsRequest) GetDomain() string {
@@ -1029,7 +1165,7 @@ type ListDetectorsResponse struct {
 
 func (x *ListDetectorsResponse) Reset() {
 	*x = ListDetectorsResponse{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1177,7 @@ func (x *ListDetectorsResponse) String() string {
 func (*ListDetectorsResponse) ProtoMessage() {}
 
 func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1190,7 @@ func (x *ListDetectorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDetectorsResponse.ProtoReflect.Descriptor instead.
 func (*ListDetectorsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListDetectorsResponse) GetDetectors() []*Detector {
@@ -1074,7 +1210,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1222,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1235,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TraceRequest) GetDomain() string {
@@ -1127,7 +1263,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1275,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1288,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1189,7 +1325,7 @@ type Argument struct {
 
 func (x *Argument) Reset() {
 	*x = Argument{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1337,7 @@ func (x *Argument) String() string {
 func (*Argument) ProtoMessage() {}
 
 func (x *Argument) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1350,7 @@ func (x *Argument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Argument.ProtoReflect.Descriptor instead.
 func (*Argument) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Argument) GetName() string {
@@ -1276,7 +1412,7 @@ type Hit struct {
 
 func (x *Hit) Reset() {
 	*x = Hit{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1424,7 @@ func (x *Hit) String() string {
 func (*Hit) ProtoMessage() {}
 
 func (x *Hit) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1437,7 @@ func (x *Hit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hit.ProtoReflect.Descriptor instead.
 func (*Hit) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Hit) GetTimeUnixNano() int64 {
@@ -1421,7 +1557,7 @@ type Syscall struct {
 
 func (x *Syscall) Reset() {
 	*x = Syscall{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1569,7 @@ func (x *Syscall) String() string {
 func (*Syscall) ProtoMessage() {}
 
 func (x *Syscall) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1582,7 @@ func (x *Syscall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
 func (*Syscall) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Syscall) GetName() string {
@@ -1481,7 +1617,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1629,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1642,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FindingsRequest) GetDomain() string {
@@ -1540,7 +1676,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1688,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1701,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Fact) GetName() string {
@@ -1602,7 +1738,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1750,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1763,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Finding) GetTimeUnixNano() int64 {
@@ -1722,7 +1858,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1870,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1883,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 type StatusResponse struct {
@@ -1764,7 +1900,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1912,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1925,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1852,7 +1988,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +2000,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +2013,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Session) GetDomain() string {
@@ -1947,7 +2083,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\x89\x02\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xd2\x02\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -1956,8 +2092,15 @@ const file_control_proto_rawDesc = "" +
 	"\areturns\x18\x05 \x01(\bR\areturns\x12+\n" +
 	"\x04rule\x18\x06 \x01(\v2\x17.hprobe.control.v1.RuleR\x04rule\x12\x10\n" +
 	"\x03pid\x18\a \x01(\rR\x03pid\x12\x1a\n" +
-	"\bsyscalls\x18\x14 \x03(\tR\bsyscalls\x121\n" +
-	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\"\x80\x01\n" +
+	"\bsyscalls\x18\x14 \x03(\tR\bsyscalls\x12\x12\n" +
+	"\x04comm\x18\x16 \x01(\tR\x04comm\x123\n" +
+	"\x05image\x18\x17 \x01(\v2\x1d.hprobe.control.v1.ImagePlaceR\x05image\x121\n" +
+	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\"S\n" +
+	"\n" +
+	"ImagePlace\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\fR\x04code\x12\x19\n" +
+	"\bbuild_id\x18\x03 \x01(\fR\abuildId\"\x80\x01\n" +
 	"\x06Source\x12\x1a\n" +
 	"\bregister\x18\x01 \x01(\tR\bregister\x12\x14\n" +
 	"\x05cpuid\x18\x02 \x01(\tR\x05cpuid\x12\x16\n" +
@@ -1982,7 +2125,7 @@ const file_control_proto_rawDesc = "" +
 	"\x12ListProbesResponse\x120\n" +
 	"\x06probes\x18\x01 \x03(\v2\x18.hprobe.control.v1.ProbeR\x06probes\"\x1f\n" +
 	"\rRemoveRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xab\x06\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xe1\a\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x12\n" +
@@ -2010,7 +2153,15 @@ const file_control_proto_rawDesc = "" +
 	"\bsyscalls\x18( \x03(\tR\bsyscalls\x12#\n" +
 	"\rsyscall_count\x18) \x01(\rR\fsyscallCount\x12\x16\n" +
 	"\x06places\x18* \x01(\rR\x06places\x129\n" +
-	"\x05calls\x18+ \x03(\v2#.hprobe.control.v1.Probe.CallsEntryR\x05calls\x1a8\n" +
+	"\x05calls\x18+ \x03(\v2#.hprobe.control.v1.Probe.CallsEntryR\x05calls\x12\x19\n" +
+	"\bin_image\x182 \x01(\bR\ainImage\x12\x12\n" +
+	"\x04comm\x183 \x01(\tR\x04comm\x12\x1c\n" +
+	"\tprocesses\x184 \x01(\rR\tprocesses\x12\x18\n" +
+	"\atouched\x185 \x01(\rR\atouched\x12\x16\n" +
+	"\x06missed\x186 \x01(\x04R\x06missed\x12\x1d\n" +
+	"\n" +
+	"missed_why\x187 \x01(\tR\tmissedWhy\x12\x16\n" +
+	"\x06offset\x188 \x01(\x04R\x06offset\x1a8\n" +
 	"\n" +
 	"CallsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -2148,74 +2299,76 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_control_proto_goTypes = []any{
 	(*AddProbeRequest)(nil),       // 0: hprobe.control.v1.AddProbeRequest
-	(*Source)(nil),                // 1: hprobe.control.v1.Source
-	(*Rule)(nil),                  // 2: hprobe.control.v1.Rule
-	(*ListProbesRequest)(nil),     // 3: hprobe.control.v1.ListProbesRequest
-	(*ListProbesResponse)(nil),    // 4: hprobe.control.v1.ListProbesResponse
-	(*RemoveRequest)(nil),         // 5: hprobe.control.v1.RemoveRequest
-	(*Probe)(nil),                 // 6: hprobe.control.v1.Probe
-	(*Matches)(nil),               // 7: hprobe.control.v1.Matches
-	(*AddStopgapRequest)(nil),     // 8: hprobe.control.v1.AddStopgapRequest
-	(*Detector)(nil),              // 9: hprobe.control.v1.Detector
-	(*ListDetectorsRequest)(nil),  // 10: hprobe.control.v1.ListDetectorsRequest
-	(*ListDetectorsResponse)(nil), // 11: hprobe.control.v1.ListDetectorsResponse
-	(*TraceRequest)(nil),          // 12: hprobe.control.v1.TraceRequest
-	(*Process)(nil),               // 13: hprobe.control.v1.Process
-	(*Argument)(nil),              // 14: hprobe.control.v1.Argument
-	(*Hit)(nil),                   // 15: hprobe.control.v1.Hit
-	(*Syscall)(nil),               // 16: hprobe.control.v1.Syscall
-	(*FindingsRequest)(nil),       // 17: hprobe.control.v1.FindingsRequest
-	(*Fact)(nil),                  // 18: hprobe.control.v1.Fact
-	(*Finding)(nil),               // 19: hprobe.control.v1.Finding
-	(*StatusRequest)(nil),         // 20: hprobe.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 21: hprobe.control.v1.StatusResponse
-	(*Session)(nil),               // 22: hprobe.control.v1.Session
-	nil,                           // 23: hprobe.control.v1.Probe.CallsEntry
-	nil,                           // 24: hprobe.control.v1.Session.EventsEntry
+	(*ImagePlace)(nil),            // 1: hprobe.control.v1.ImagePlace
+	(*Source)(nil),                // 2: hprobe.control.v1.Source
+	(*Rule)(nil),                  // 3: hprobe.control.v1.Rule
+	(*ListProbesRequest)(nil),     // 4: hprobe.control.v1.ListProbesRequest
+	(*ListProbesResponse)(nil),    // 5: hprobe.control.v1.ListProbesResponse
+	(*RemoveRequest)(nil),         // 6: hprobe.control.v1.RemoveRequest
+	(*Probe)(nil),                 // 7: hprobe.control.v1.Probe
+	(*Matches)(nil),               // 8: hprobe.control.v1.Matches
+	(*AddStopgapRequest)(nil),     // 9: hprobe.control.v1.AddStopgapRequest
+	(*Detector)(nil),              // 10: hprobe.control.v1.Detector
+	(*ListDetectorsRequest)(nil),  // 11: hprobe.control.v1.ListDetectorsRequest
+	(*ListDetectorsResponse)(nil), // 12: hprobe.control.v1.ListDetectorsResponse
+	(*TraceRequest)(nil),          // 13: hprobe.control.v1.TraceRequest
+	(*Process)(nil),               // 14: hprobe.control.v1.Process
+	(*Argument)(nil),              // 15: hprobe.control.v1.Argument
+	(*Hit)(nil),                   // 16: hprobe.control.v1.Hit
+	(*Syscall)(nil),               // 17: hprobe.control.v1.Syscall
+	(*FindingsRequest)(nil),       // 18: hprobe.control.v1.FindingsRequest
+	(*Fact)(nil),                  // 19: hprobe.control.v1.Fact
+	(*Finding)(nil),               // 20: hprobe.control.v1.Finding
+	(*StatusRequest)(nil),         // 21: hprobe.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 22: hprobe.control.v1.StatusResponse
+	(*Session)(nil),               // 23: hprobe.control.v1.Session
+	nil,                           // 24: hprobe.control.v1.Probe.CallsEntry
+	nil,                           // 25: hprobe.control.v1.Session.EventsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	2,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
-	1,  // 1: hprobe.control.v1.AddProbeRequest.source:type_name -> hprobe.control.v1.Source
-	6,  // 2: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
-	2,  // 3: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
-	7,  // 4: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
-	1,  // 5: hprobe.control.v1.Probe.source:type_name -> hprobe.control.v1.Source
-	23, // 6: hprobe.control.v1.Probe.calls:type_name -> hprobe.control.v1.Probe.CallsEntry
-	6,  // 7: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
-	9,  // 8: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
-	13, // 9: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
-	14, // 10: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
-	16, // 11: hprobe.control.v1.Hit.syscall:type_name -> hprobe.control.v1.Syscall
-	13, // 12: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	18, // 13: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	22, // 14: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	24, // 15: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 16: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	3,  // 17: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	5,  // 18: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	8,  // 19: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	10, // 20: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	5,  // 21: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	12, // 22: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	17, // 23: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	20, // 24: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	6,  // 25: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	4,  // 26: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	6,  // 27: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	9,  // 28: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	11, // 29: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	9,  // 30: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	15, // 31: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	19, // 32: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	21, // 33: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	25, // [25:34] is the sub-list for method output_type
-	16, // [16:25] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
+	1,  // 1: hprobe.control.v1.AddProbeRequest.image:type_name -> hprobe.control.v1.ImagePlace
+	2,  // 2: hprobe.control.v1.AddProbeRequest.source:type_name -> hprobe.control.v1.Source
+	7,  // 3: hprobe.control.v1.ListProbesResponse.probes:type_name -> hprobe.control.v1.Probe
+	3,  // 4: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
+	8,  // 5: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
+	2,  // 6: hprobe.control.v1.Probe.source:type_name -> hprobe.control.v1.Source
+	24, // 7: hprobe.control.v1.Probe.calls:type_name -> hprobe.control.v1.Probe.CallsEntry
+	7,  // 8: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
+	10, // 9: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
+	14, // 10: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
+	15, // 11: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
+	17, // 12: hprobe.control.v1.Hit.syscall:type_name -> hprobe.control.v1.Syscall
+	14, // 13: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	19, // 14: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	23, // 15: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	25, // 16: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 17: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	4,  // 18: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	6,  // 19: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	9,  // 20: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	11, // 21: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	6,  // 22: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	13, // 23: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	18, // 24: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	21, // 25: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	7,  // 26: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	5,  // 27: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	7,  // 28: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	10, // 29: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	12, // 30: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	10, // 31: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	16, // 32: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	20, // 33: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	22, // 34: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	26, // [26:35] is the sub-list for method output_type
+	17, // [17:26] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2229,7 +2382,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -45,6 +45,9 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 		if blind := s.binder.Blind(byID); blind != "" && strings.ContainsRune(p.Spec.At, '!') {
 			one.Detail = strings.TrimPrefix(one.Detail+"; "+blind, "; ")
 		}
+		if p.Place != nil {
+			s.inImage(ctx, one, &p, st)
+		}
 		switch d := b.Detector.(type) {
 		case *tracer:
 			one.Source = sourceMessage(d.source)

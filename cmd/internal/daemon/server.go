@@ -15,6 +15,7 @@ import (
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/detectors/builtin/stopgap"
+	"github.com/hprobe/hprobe/profiles/image"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -35,7 +36,7 @@ func rpcError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, isf.ErrNotFound):
+	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, isf.ErrNotFound), errors.Is(err, image.ErrNoSymbol):
 		code = codes.NotFound
 	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, xenevents.ErrMonitored):
 		code = codes.FailedPrecondition
@@ -62,7 +63,11 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 		return s.addSyscalls(ctx, r)
 	}
 	at, err := binder.ParseLocation(r.GetAt())
-	if err == nil && r.GetPid() != 0 {
+	if err == nil && at.Image != "" {
+		err = at.InProcess(r.GetReturns())
+	} else if err == nil && (r.GetComm() != "" || r.GetImage() != nil) {
+		err = errOnlyInImages
+	} else if err == nil && r.GetPid() != 0 {
 		err = at.InProcess(r.GetReturns())
 	} else if err == nil && r.GetReturns() {
 		err = at.MayReturn()
@@ -85,7 +90,8 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	if name == "" {
 		name = r.GetAt()
 	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), pid: r.GetPid(), returns: r.GetReturns(), hits: &s.d.hits, rule: r.GetRule(), program: program}
+	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), pid: r.GetPid(), returns: r.GetReturns(), hits: &s.d.hits, rule: r.GetRule(), program: program,
+		comm: r.GetComm(), image: imagePlace(r.GetImage())}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)
