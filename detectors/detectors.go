@@ -46,6 +46,8 @@ type ProbeSpec struct {
 	// Vital: it stays armed however much it costs, as a gap would be worse. Others
 	// are suspended for a while when they have too many hits; a finding says so.
 	Vital bool
+	// Budget is what it may cost; one that is given counts for a Vital probe, too.
+	Budget Budget
 }
 
 // ImagePlace is a place in the file of a user program or library.
@@ -53,6 +55,15 @@ type ImagePlace struct {
 	Offset  uint64 // in the file, in bytes
 	Code    []byte // what the file has there, from an instruction's first byte on
 	BuildID []byte // nil: the file has none
+}
+
+// Budget bounds what a probe costs its guest. A field that is 0 has the default:
+// 25,000 hits, and a quarter of the time.
+type Budget struct {
+	HitsPerSecond uint64
+	// StalledPercent is how much of each second vCPUs wait for hprobed, in percent: of
+	// one vCPU's time, so several may add up to more than 100.
+	StalledPercent uint32
 }
 
 // Handler turns a hit into what happens next.

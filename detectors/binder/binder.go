@@ -128,9 +128,7 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.P
 		}
 		r.Return, r.Thread = true, b.thread
 	}
-	if spec.Vital {
-		r.Budget = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
-	}
+	r.Budget = b.budget(&spec)
 	var id probe.ID
 	if loc.Module != "" {
 		id, err = b.modules.add(ctx, r, loc, func(why error) { b.sink.Emit(b.unarmed(d, spec, why)) })

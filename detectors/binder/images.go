@@ -73,9 +73,7 @@ func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detect
 	h := &hit{kernel: b.kernel, args: ArgsAt(b.kernel.Profile, loc)}
 	h.read = h.readKernel
 	r := probe.Request{Name: spec.Name, Many: true, Decide: b.decide(d, spec, h), Gap: func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }}
-	if spec.Vital {
-		r.Budget = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
-	}
+	r.Budget = b.budget(&spec)
 	p := &imageProbe{path: loc.Image, pid: spec.PID, comm: guestos.CommOf(spec.Comm)}
 	if p.id, err = b.engine.Add(ctx, r); err != nil {
 		return Bound{}, err

@@ -216,9 +216,7 @@ func (b *Binder) watch(ctx context.Context, d detectors.Detector, spec detectors
 		Name: spec.Name, Source: src.Source, Space: b.kernel.Space, Async: spec.Source.Async, Deny: spec.Source.Deny, Decide: b.decide(d, spec, h),
 		Gap: func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) },
 	}
-	if spec.Vital {
-		w.Budget = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
-	}
+	w.Budget = b.budget(&spec)
 	at := src.At
 	if src.Physical {
 		at = xenevents.GVA(src.Phys)

@@ -166,3 +166,6 @@ func (d *Domain) Close() error {
 
 // Ticks reads the TSC of this processor.
 func (d *Domain) Ticks() uint64 { return sys.TSC() }
+
+// TicksPerSecond is how fast that counts, as Xen found when it booted.
+func (d *Domain) TicksPerSecond() uint64 { return uint64(d.host.khz) * 1000 }

@@ -39,6 +39,7 @@ type Host struct {
 	ver  abi.Versions
 	opts Options
 	cpus uint32 // of the machine, not only dom0's
+	khz  uint32 // of their TSC
 }
 
 // Open connects to the hypervisor. It fails with a sentence that says what to
@@ -90,7 +91,9 @@ func (h *Host) findVersions() error {
 			le.PutUint32(mem[abi.SysctlCmd:], abi.SysctlPhysInfo)
 			le.PutUint32(mem[abi.SysctlVersion:], version)
 			return [5]uint64{addr}
-		}, func(mem []byte) { h.cpus = le.Uint32(mem[abi.SysctlUnion+8:]) })
+		}, func(mem []byte) {
+			h.cpus, h.khz = le.Uint32(mem[abi.SysctlUnion+8:]), le.Uint32(mem[abi.SysctlUnion+24:])
+		})
 		return err
 	}); err != nil {
 		return h.unknown("sysctl", err)

@@ -22,7 +22,10 @@ type Budget struct {
 // its cost.
 const Unlimited = ^uint64(0)
 
-// defaultWindow is about a second, in ticks. In that time a vCPU can have some
+// Window is how long a Budget is for, in ticks: about a second, if Options say nothing.
+func (e *Engine) Window() uint64 { return e.window }
+
+// defaultWindow is about a second, in ticks, where the driver does not know better. In that time a vCPU can have some
 // 45,000 hits, if it does nothing else.
 const defaultWindow = 1 << 31
 

@@ -34,6 +34,8 @@ type clocked struct {
 
 func (c *clocked) Ticks() uint64 { return c.now.Load() }
 
+func (c *clocked) TicksPerSecond() uint64 { return 0 }
+
 // state waits for a probe's state.
 func (r *rig) state(id probe.ID, want probe.State) probe.Status {
 	r.t.Helper()

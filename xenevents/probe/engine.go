@@ -26,13 +26,17 @@ type Domain interface {
 
 // Clock is a driver that can read the TSC cheaply. Where it is none, a tick is a
 // nanosecond.
-type Clock interface{ Ticks() uint64 }
+type Clock interface {
+	Ticks() uint64
+	// TicksPerSecond is 0 where that is not known.
+	TicksPerSecond() uint64
+}
 
 // Options tune an Engine. The zero value of each is a default.
 type Options struct {
 	Log *slog.Logger // nil: silent
 
-	// Window is what a Budget is for, in ticks.
+	// Window is what a Budget is for, in ticks; 0: a second.
 	Window uint64
 	// Budget is that of a probe whose Request has none, Domain that of all of
 	// them together.
@@ -179,17 +183,18 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 		dom: full, log: o.Log, mem: guestmem.NewReader(dom),
 		probes: map[ID]*probe{}, due: never, paused: map[pausedAt]held{},
 		calls: callTable{max: max(cmp.Or(o.Calls, defaultCalls), 1)}, maxSites: max(cmp.Or(o.Sites, defaultSites), 1),
-		window:   max(cmp.Or(o.Window, defaultWindow), parts),
 		commands: make(chan command, 64), ready: make(chan struct{}), done: make(chan struct{}),
 	}
+	began := time.Now()
+	e.clock = func() uint64 { return uint64(time.Since(began)) }
+	second := uint64(time.Second)
+	if c, ok := dom.(Clock); ok {
+		e.clock, second = c.Ticks, c.TicksPerSecond()
+	}
+	e.window = max(cmp.Or(o.Window, second, defaultWindow), parts)
 	e.part = e.window / parts
 	each, all := defaultBudgets(e.window)
 	e.each, e.budget = o.Budget.or(each), o.Domain.or(all)
-	began := time.Now()
-	e.clock = func() uint64 { return uint64(time.Since(began)) }
-	if c, ok := dom.(Clock); ok {
-		e.clock = c.Ticks
-	}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}

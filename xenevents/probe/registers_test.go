@@ -224,6 +224,8 @@ type ticking struct {
 
 func (d *ticking) Ticks() uint64 { return *d.tick }
 
+func (d *ticking) TicksPerSecond() uint64 { return 0 }
+
 func (r *rig) waitFor(id probe.ID, s probe.State) {
 	r.t.Helper()
 	for range 2000 {

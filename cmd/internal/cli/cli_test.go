@@ -262,6 +262,7 @@ func TestFlagsReachTheDaemon(t *testing.T) {
 			&controlapi.AddProbeRequest{Domain: "guest", At: "f", Rule: &controlapi.Rule{When: "a==1", Capture: []string{"a", "b[1,2]", "str(c)", "x=d"}, Threshold: 3, Key: "pid", ResetWhen: "a==2",
 				Message: "{a}", Deny: "EPERM", Set: []string{"rdi=1", "rsi=2"}, Pause: true, Mode: "enforce"}}},
 		{"probe add -d guest --register cr4:smep --async", &controlapi.AddProbeRequest{Domain: "guest", Source: &controlapi.Source{Register: "cr4:smep", Async: true}}},
+		{"probe add -d guest --at f --max-hits 100 --max-stall 3", &controlapi.AddProbeRequest{Domain: "guest", At: "f", MaxHits: 100, MaxStall: 3}},
 		{"probe add -d guest --cpuid any --when leaf==1", &controlapi.AddProbeRequest{Domain: "guest", Source: &controlapi.Source{Cpuid: "any"}, Rule: &controlapi.Rule{When: "leaf==1"}}},
 		{"probe add -d guest --memory a+1:2 --access rw", &controlapi.AddProbeRequest{Domain: "guest", Source: &controlapi.Source{Memory: "a+1:2", Access: "rw"}}},
 		{"trace p7 -d guest -n 1", &controlapi.TraceRequest{Id: "p7", Domain: "guest"}},

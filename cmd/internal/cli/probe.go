@@ -69,6 +69,8 @@ func (a *app) probe() *cobra.Command {
 	f.StringVar(&imageFile, "image-file", "", "of a place in an image: a copy of the guest's file, with its symbols")
 	sourceFlags(add, &source)
 	f.StringSliceVar(&req.Syscalls, "syscall", nil, "in place of --at: system calls: openat,execve, or all, or 'all,!read,!write'")
+	f.Uint64Var(&req.MaxHits, "max-hits", 0, "suspend it for a while after so many hits in a second (default 25000)")
+	f.Uint32Var(&req.MaxStall, "max-stall", 0, "the same when vCPUs waited for it for so many percent of a second (default 25)")
 	must(add, "domain")
 
 	var domain string

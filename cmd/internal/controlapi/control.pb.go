@@ -36,9 +36,12 @@ type AddProbeRequest struct {
 	Syscalls []string `protobuf:"bytes,20,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
 	// At is in an image, image:PATH!symbol or image:PATH+0x1234. Then pid and comm say
 	// in which processes; with neither it is all that have it mapped, now or later.
-	Comm          string      `protobuf:"bytes,22,opt,name=comm,proto3" json:"comm,omitempty"`
-	Image         *ImagePlace `protobuf:"bytes,23,opt,name=image,proto3" json:"image,omitempty"`   // as the operator's copy has it; none: look in the guest's memory
-	Source        *Source     `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"` // what is watched in place of an instruction; then at is empty
+	Comm   string      `protobuf:"bytes,22,opt,name=comm,proto3" json:"comm,omitempty"`
+	Image  *ImagePlace `protobuf:"bytes,23,opt,name=image,proto3" json:"image,omitempty"`   // as the operator's copy has it; none: look in the guest's memory
+	Source *Source     `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"` // what is watched in place of an instruction; then at is empty
+	// Over one of these it is suspended for a while; 0: the default.
+	MaxHits       uint64 `protobuf:"varint,31,opt,name=max_hits,json=maxHits,proto3" json:"max_hits,omitempty"`    // in a second
+	MaxStall      uint32 `protobuf:"varint,32,opt,name=max_stall,json=maxStall,proto3" json:"max_stall,omitempty"` // percent of a second that vCPUs wait for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -148,6 +151,20 @@ func (x *AddProbeRequest) GetSource() *Source {
 		return x.Source
 	}
 	return nil
+}
+
+func (x *AddProbeRequest) GetMaxHits() uint64 {
+	if x != nil {
+		return x.MaxHits
+	}
+	return 0
+}
+
+func (x *AddProbeRequest) GetMaxStall() uint32 {
+	if x != nil {
+		return x.MaxStall
+	}
+	return 0
 }
 
 // ImagePlace is a place in the file of a user program or library.
@@ -2083,7 +2100,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xd2\x02\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\x8a\x03\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -2095,7 +2112,9 @@ const file_control_proto_rawDesc = "" +
 	"\bsyscalls\x18\x14 \x03(\tR\bsyscalls\x12\x12\n" +
 	"\x04comm\x18\x16 \x01(\tR\x04comm\x123\n" +
 	"\x05image\x18\x17 \x01(\v2\x1d.hprobe.control.v1.ImagePlaceR\x05image\x121\n" +
-	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\"S\n" +
+	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\x12\x19\n" +
+	"\bmax_hits\x18\x1f \x01(\x04R\amaxHits\x12\x1b\n" +
+	"\tmax_stall\x18  \x01(\rR\bmaxStall\"S\n" +
 	"\n" +
 	"ImagePlace\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +

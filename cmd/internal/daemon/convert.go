@@ -62,6 +62,10 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 	return all, nil
 }
 
+func budgetOf(r *controlapi.AddProbeRequest) detectors.Budget {
+	return detectors.Budget{HitsPerSecond: r.GetMaxHits(), StalledPercent: r.GetMaxStall()}
+}
+
 func (s *session) detector(ctx context.Context, b *binding) (*controlapi.Detector, error) {
 	out := &controlapi.Detector{Id: b.id, Domain: s.info.Name, Name: b.Detector.Name(), Mode: "read-only"}
 	if d, ok := b.Detector.(*stopgap.Detector); ok {

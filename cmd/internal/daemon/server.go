@@ -91,7 +91,7 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 		name = r.GetAt()
 	}
 	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), pid: r.GetPid(), returns: r.GetReturns(), hits: &s.d.hits, rule: r.GetRule(), program: program,
-		comm: r.GetComm(), image: imagePlace(r.GetImage())}
+		comm: r.GetComm(), image: imagePlace(r.GetImage()), budget: budgetOf(r)}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)

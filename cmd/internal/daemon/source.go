@@ -46,7 +46,7 @@ func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (
 	if name == "" {
 		name = parsed.Text
 	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: parsed.Text, source: source, hits: &s.d.hits, rule: r.GetRule(), program: program}
+	det := &tracer{id: id, domain: session.info.Name, name: name, at: parsed.Text, source: source, hits: &s.d.hits, rule: r.GetRule(), program: program, budget: budgetOf(r)}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)

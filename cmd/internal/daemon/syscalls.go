@@ -71,7 +71,7 @@ func (h *callHit) Args() []detectors.Arg {
 func (t *callTracer) Probes() (all []detectors.ProbeSpec) {
 	for i := range t.set.Places {
 		all = append(all, detectors.ProbeSpec{
-			Name: t.name, At: t.set.Places[i].At, Vital: t.program.Rule().Enforce,
+			Name: t.name, At: t.set.Places[i].At, Vital: t.program.Rule().Enforce, Budget: t.budget,
 			Handle: func(h detectors.Hit) detectors.Outcome { return t.came(i, h) },
 		})
 	}
@@ -228,7 +228,7 @@ func newCallTracer(id string, session *session, r *controlapi.AddProbeRequest, s
 		name = at
 	}
 	return &callTracer{
-		tracer: tracer{id: id, domain: session.info.Name, name: name, at: at, hits: &d.hits, rule: r.GetRule(), program: program},
+		tracer: tracer{id: id, domain: session.info.Name, name: name, at: at, hits: &d.hits, rule: r.GetRule(), program: program, budget: budgetOf(r)},
 		words:  r.GetSyscalls(), profile: session.kernel.Profile, set: set, shown: map[string]*condition.Program{}, counts: map[string]uint64{},
 	}
 }

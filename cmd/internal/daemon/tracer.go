@@ -19,6 +19,7 @@ type tracer struct {
 	hits                 *sinks.Fan[*controlapi.Hit]
 	rule                 *controlapi.Rule // nil: it was added without
 	program              *condition.Program
+	budget               detectors.Budget
 	comm                 string // with image, of a probe in an image
 	image                *detectors.ImagePlace
 }
@@ -26,7 +27,7 @@ type tracer struct {
 func (t *tracer) Name() string { return t.name }
 
 func (t *tracer) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: t.name, At: t.at, PID: t.pid, Comm: t.comm, Image: t.image, Source: t.source, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce}}
+	return []detectors.ProbeSpec{{Name: t.name, At: t.at, PID: t.pid, Comm: t.comm, Image: t.image, Source: t.source, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce, Budget: t.budget}}
 }
 
 func (t *tracer) hit(h detectors.Hit) detectors.Outcome {

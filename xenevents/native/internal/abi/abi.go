@@ -42,7 +42,7 @@ const (
 	SysctlVersion = 4 // u32
 	SysctlUnion   = 8
 
-	SysctlPhysInfo          = 3 // union: nr_cpus u32@8
+	SysctlPhysInfo          = 3 // union: nr_cpus u32@8, cpu_khz u32@24
 	SysctlGetDomainInfoList = 6 // union: first u16@0, max u32@4, buffer ptr@8, count u32@16
 )
 
