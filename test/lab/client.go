@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -14,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // File is a file of a copy: /payload/NAME in dom0, or in the guest. All of them
@@ -394,6 +397,11 @@ func startServer(ctx context.Context, dir string) error {
 	cmd := exec.Command(self, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C here is not for it: others use it
+	// What this process was given open stays with it: the lock of a `flock … go test`
+	// would be held as long as the server lives.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("start the lab server: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the lab server: %w", err)
 	}
