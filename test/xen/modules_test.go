@@ -13,19 +13,23 @@ import (
 	"github.com/hprobe/hprobe/test/lab"
 )
 
-// moduleOf is the module "dummy" of a guest's own kernel: network devices that do
-// nothing. It makes as many as it is told to, with a call of dummy_setup for each.
-func moduleOf(t *testing.T, linux string) lab.File {
+// modulesOf are modules of a guest's own kernel. dummy is network devices that do
+// nothing: it makes as many as it is told to, with a call of dummy_setup for each. ifb
+// is another one, to be where that was.
+func modulesOf(t *testing.T, linux string) (all []lab.File) {
 	t.Helper()
-	dir := filepath.Join(scratch, "module-"+linux)
+	dir := filepath.Join(scratch, "modules-"+linux)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	f, err := guests.KernelModule(context.Background(), linux, "dummy", dir)
-	if err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"dummy", "ifb"} {
+		f, err := guests.KernelModule(context.Background(), linux, name, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, f)
 	}
-	return f
+	return all
 }
 
 // ourModules are the module with the planted bug, and its twin.
@@ -74,10 +78,10 @@ func idle(t *testing.T, h *lab.Host) {
 	says(t, h, 0, "n=0; until hprobe status | grep -q 'in 2 hidden pages' || [ $n -gt 100 ]; do n=$((n+1)); sleep 0.1; done; hprobe status", "in 2 hidden pages")
 }
 
-// modulesComeAndGo: probes in a module that is not loaded yet. Three loads and unloads:
-// each call is a hit, those of its init among them, and nothing is left in its memory.
+// modulesComeAndGo: probes in a module that is not loaded yet. Three loads and unloads,
+// at two places at least: each call is a hit, those of its init among them, and nothing is left in its memory.
 func modulesComeAndGo(t *testing.T, cfg lab.Config) {
-	h := daemonHostWith(t, cfg, []lab.File{moduleOf(t, cfg.Guest)}, "calls", "texthash")
+	h := daemonHostWith(t, cfg, modulesOf(t, cfg.Guest), "calls", "texthash")
 	before := h.Guest.MustRun(t, "texthash")
 	says(t, h, 0, "hprobe probe add -d guest --at 'dummy!init_module'", `p1: waiting in guest: armed when module "dummy" loads, before it runs: no module "dummy" is loaded`, "can't be told from a module that is not there")
 	says(t, h, 0, "hprobe probe add -d guest --at 'dummy!dummy_setup' --return; hprobe probe add -d guest --at 'dummy!cleanup_module'; hprobe probe add -d guest --at 'dummy!dummy_setupp'", "p2: waiting", "p3: waiting", "p4: waiting")
@@ -91,6 +95,9 @@ func modulesComeAndGo(t *testing.T, cfg lab.Config) {
 		}
 		says(t, h, 0, "hprobe probe ls", "its code ran when module", `has no function "dummy_setupp" (near it: "dummy_setup"`)
 		h.Guest.MustRun(t, "rmmod dummy")
+		if round == 2 {
+			h.Guest.MustRun(t, "insmod /payload/ifb.ko") // where dummy was, as a rule
+		}
 		if got, want := statesOf(t, h), "dummy!init_module waiting, dummy!dummy_setup waiting, dummy!cleanup_module waiting, dummy!dummy_setupp waiting, __x64_sys_getpriority armed"; got != want {
 			t.Errorf("round %d: unloaded: %s", round, got)
 		}
@@ -105,6 +112,9 @@ func modulesComeAndGo(t *testing.T, cfg lab.Config) {
 		}
 	}
 	t.Logf("it was loaded at %v", places)
+	if len(places) < 2 {
+		t.Error("it was loaded at one place only")
+	}
 	c := call(t, h, 50, cfg.VCPUs)
 	if got := hitsOf(t, h)["__x64_sys_getpriority"]; got != c.calls {
 		t.Errorf("%d hits of %d calls", got, c.calls)
@@ -176,13 +186,22 @@ func freedPlace(t *testing.T, cfg lab.Config) {
 		if moduleText(t, h, "twin") == at {
 			same++
 		}
-		h.Guest.MustRun(t, "rmmod twin")
+		// And vuln beside it, elsewhere then.
+		h.Guest.MustRun(t, "insmod /payload/vuln.ko")
+		if beside := moduleText(t, h, "vuln"); beside == moduleText(t, h, "twin") {
+			t.Errorf("round %d: both are at %s", round, beside)
+		}
+		if out := h.Guest.MustRun(t, "vuln benign"); !strings.Contains(out, "canary intact") {
+			t.Errorf("round %d: the guest says %q", round, out)
+		}
+		h.Guest.MustRun(t, "rmmod vuln; rmmod twin")
 		// A load that fails before its init runs frees its memory by another way.
 		h.Guest.MustRun(t, "! insmod /payload/vuln.ko word=x 2> /dev/null")
 		got := hitsOf(t, h)
-		// Of vuln_copy's two calls the stopgap refuses one at its entry; vuln_ioctl has
+		// insmod tries a load that failed a second time, by the older system call.
+		// Of vuln_copy's three calls the stopgap refuses one at its entry; vuln_ioctl has
 		// one for the canary after each as well.
-		if got["vuln!vuln_init"] != round || got["vuln!vuln_ioctl"] != 4*round || got["vuln!vuln_copy+4"] != round || got["vuln!vuln_exit"] != round || got["vuln!vuln_set"] != 2*round || got["vuln!vuln_copy"] != 2*round {
+		if got["vuln!vuln_init"] != 2*round || got["vuln!vuln_ioctl"] != 6*round || got["vuln!vuln_copy+4"] != 2*round || got["vuln!vuln_exit"] != 2*round || got["vuln!vuln_set"] != 3*round || got["vuln!vuln_copy"] != 3*round {
 			t.Errorf("round %d: %v", round, got)
 		}
 		if got := statesOf(t, h); strings.Contains(got, "armed") {
