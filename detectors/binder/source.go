@@ -178,8 +178,8 @@ func parseMemory(text, access string) (Source, error) {
 	if !address {
 		var err error
 		out.Memory, err = ParseLocation(place)
-		if err != nil {
-			return fail("no symbol")
+		if err != nil || out.Memory.Image != "" {
+			return fail("no symbol of the kernel")
 		}
 		return out, nil
 	}
@@ -195,6 +195,23 @@ func parseMemory(text, access string) (Source, error) {
 	return out, nil
 }
 
+// memory finds where a range of memory begins. A module must be loaded.
+func (b *Binder) memory(l Location) (xenevents.GVA, error) {
+	if l.Module == "" {
+		return l.resolve(b.kernel)
+	}
+	m, err := b.kernel.Module(l.Module)
+	if err != nil {
+		return 0, err
+	}
+	syms, err := b.kernel.Symbols(m)
+	if err != nil {
+		return 0, err
+	}
+	at, err := syms.Address(l.Symbol)
+	return at + xenevents.GVA(l.Offset), err
+}
+
 // watch arms a probe of a source.
 func (b *Binder) watch(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (Bound, error) {
 	src, err := ParseSource(spec.Source)
@@ -203,7 +220,7 @@ func (b *Binder) watch(ctx context.Context, d detectors.Detector, spec detectors
 	}
 	if src.Kind == xenevents.KindMemAccess && !src.Physical {
 		err := b.engine.Do(ctx, func(xenevents.Domain) (err error) {
-			src.At, err = src.Memory.resolve(b.kernel)
+			src.At, err = b.memory(src.Memory)
 			return err
 		})
 		if err != nil {

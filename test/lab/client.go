@@ -168,6 +168,9 @@ func place(tree string, f File) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
+	if _, err := os.Lstat(to); err == nil { // what it is linked to would be overwritten
+		return fmt.Errorf("two files of a copy are called %q", f.Name)
+	}
 	if f.Source == "" {
 		return os.WriteFile(to, f.Data, 0o755)
 	}

@@ -22,7 +22,7 @@ func daemonHostWith(t *testing.T, cfg lab.Config, more []lab.File, programs ...s
 	for _, name := range programs {
 		files = append(files, program(t, name))
 	}
-	return daemonOf(t, cfg, append(files, more...))
+	return daemonOf(t, cfg, files)
 }
 
 // daemonOf is one with files: hprobe, hprobed and a profile among them.
