@@ -31,6 +31,7 @@ type Binder struct {
 
 // New makes a binder for a domain that engine serves and kernel describes.
 func New(engine *probe.Engine, kernel *guestos.Kernel, domain xenevents.DomainInfo, sink detectors.Sink) *Binder {
+	kernel.Prepare()
 	b := &Binder{engine: engine, kernel: kernel, domain: domain, sink: sink}
 	b.modules = newModules(engine, kernel, b.trouble)
 	b.images = &images{b: b}

@@ -383,7 +383,7 @@ func (k *Kernel) OwnerOf(task uint64) (o Owner, err error) {
 
 // RunningOwner is the process that a vCPU runs.
 func (k *Kernel) RunningOwner(regs *xenevents.Registers) (o Owner, err error) {
-	k.taskOnce.Do(func() { k.task = k.findTaskLayout() })
+	k.Prepare()
 	if k.task.err != nil {
 		return o, k.task.err
 	}

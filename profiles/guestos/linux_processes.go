@@ -74,7 +74,7 @@ type process struct {
 // processes walks the kernel's list of processes. The guest runs on meanwhile: one
 // that begins or ends may be missed.
 func (k *Kernel) processes(each func(*process) error) error {
-	k.taskOnce.Do(func() { k.task = k.findTaskLayout() })
+	k.Prepare()
 	if k.task.err != nil {
 		return k.task.err
 	}

@@ -302,7 +302,7 @@ func (s *SyscallSet) CallAt(place int, regs *xenevents.Registers, load func(xene
 // underCompat says whether the running thread is in a call of a 32-bit program.
 func (s *SyscallSet) underCompat(regs *xenevents.Registers, load func(xenevents.GVA) (uint64, error)) (bool, error) {
 	k := s.kernel
-	k.taskOnce.Do(func() { k.task = k.findTaskLayout() })
+	k.Prepare()
 	if k.task.err != nil {
 		return false, fmt.Errorf("the kind of a system call: %w", k.task.err)
 	}

@@ -103,9 +103,13 @@ type Running struct {
 	buf    [commLen]byte
 }
 
+// Prepare looks up in the profile what Running, CurrentThread and CurrentTask need. The
+// first hit would wait for it, some milliseconds.
+func (k *Kernel) Prepare() { k.taskOnce.Do(func() { k.task = k.findTaskLayout() }) }
+
 // Running finds the task of a vCPU, where its GS base is the kernel's.
 func (k *Kernel) Running(regs *xenevents.Registers, read Reader) Running {
-	k.taskOnce.Do(func() { k.task = k.findTaskLayout() })
+	k.Prepare()
 	return Running{layout: &k.task, read: read, gs: kernelGS(regs)}
 }
 
@@ -120,7 +124,7 @@ func kernelGS(regs *xenevents.Registers) uint64 {
 // CurrentThread is the number of the thread that a vCPU runs (Task.PID), for the
 // price of two words. load reads one of guest memory as the vCPU sees it.
 func (k *Kernel) CurrentThread(regs *xenevents.Registers, load func(xenevents.GVA) (uint64, error)) (uint32, error) {
-	k.taskOnce.Do(func() { k.task = k.findTaskLayout() })
+	k.Prepare()
 	l := &k.task
 	if l.err != nil {
 		return 0, fmt.Errorf("the running thread: %w", l.err)

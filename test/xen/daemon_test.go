@@ -163,7 +163,7 @@ func TestRebooted(t *testing.T) {
 	says(t, h, 3, "hprobe probe rm p1", "there is no probe")
 	says(t, h, 0, "hprobe status", "attached to no guest")
 	// Who traces the probe, or the guest, is told; who traces all goes on.
-	if out := h.MustRun(t, "cat /tmp/found.log; cat /tmp/trace.log; pgrep -f 'hprobe trace' | wc -l"); strings.Count(out, `"guest" has ended or restarted, and its probes went with it`) != 2 ||
+	if out := h.MustRun(t, "cat /tmp/found.log; cat /tmp/trace.log; ps | grep -c '[h]probe trace'"); strings.Count(out, `"guest" has ended or restarted, and its probes went with it`) != 2 ||
 		strings.Count(out, "__x64_sys_getpriority") != 30 || !strings.Contains(out, "the guest ended or restarted: its probes and stopgaps are gone with it") || !strings.HasSuffix(strings.TrimSpace(out), "1") {
 		t.Errorf("those who trace see %q", out)
 	}

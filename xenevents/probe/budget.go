@@ -25,7 +25,9 @@ const Unlimited = ^uint64(0)
 // Window is how long a Budget is for, in ticks: about a second, if Options say nothing.
 func (e *Engine) Window() uint64 { return e.window }
 
-// defaultWindow is about a second, in ticks, where the driver does not know better. In that time a vCPU can have some
+// defaultWindow is about a second, in ticks, where the driver does not know better, or
+// says that the TSC counts as slowly as only an emulator's does: in the lab a tick is
+// an instruction, and 10^8 of them a second. In that time a vCPU can have some
 // 45,000 hits, if it does nothing else.
 const defaultWindow = 1 << 31
 

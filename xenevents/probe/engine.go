@@ -36,7 +36,7 @@ type Clock interface {
 type Options struct {
 	Log *slog.Logger // nil: silent
 
-	// Window is what a Budget is for, in ticks; 0: a second.
+	// Window is what a Budget is for, in ticks; 0: a second, but 2^31 ticks at least.
 	Window uint64
 	// Budget is that of a probe whose Request has none, Domain that of all of
 	// them together.
@@ -187,11 +187,11 @@ func New(dom xenevents.Domain, o Options) (*Engine, error) {
 	}
 	began := time.Now()
 	e.clock = func() uint64 { return uint64(time.Since(began)) }
-	second := uint64(time.Second)
+	second := uint64(0)
 	if c, ok := dom.(Clock); ok {
 		e.clock, second = c.Ticks, c.TicksPerSecond()
 	}
-	e.window = max(cmp.Or(o.Window, second, defaultWindow), parts)
+	e.window = max(cmp.Or(o.Window, max(second, defaultWindow)), parts)
 	e.part = e.window / parts
 	each, all := defaultBudgets(e.window)
 	e.each, e.budget = o.Budget.or(each), o.Domain.or(all)

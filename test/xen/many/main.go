@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -236,6 +237,9 @@ func (m *many) state(ctx context.Context) (s State, err error) {
 		return s, fmt.Errorf("%d domains: %w", len(domains), err)
 	}
 	s.Pages, s.Max = domains[0].Pages, domains[0].MaxPages
+	// What is in use, not what Go keeps for later.
+	runtime.GC()
+	debug.FreeOSMemory()
 	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		return s, err
