@@ -66,8 +66,12 @@ const maxLook = 2 * time.Second
 var errLooked = fmt.Errorf("the guest's mappings were looked at for %v, and there may be more processes that have it", maxLook)
 
 // addImage puts a probe into a program or library.
-func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec, loc Location) (_ Bound, err error) {
-	if err := loc.InProcess(spec.Return); err != nil {
+func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (_ Bound, err error) {
+	loc, err := ParseLocation(spec.At)
+	if err == nil {
+		err = loc.InProcess(spec.Return)
+	}
+	if err != nil {
 		return Bound{}, err
 	}
 	t := b.images
