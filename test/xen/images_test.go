@@ -248,8 +248,12 @@ func TestImagesMany(t *testing.T) {
 	says(t, h, 0, "hprobe probe rm p2", "after 0 hits")
 	h.Guest.MustRun(t, "touch /tmp/images.go; while ! grep -q ok /tmp/many.out; do sleep 0.1; done")
 	t.Log(h.Guest.MustRun(t, "cat /tmp/many.out"))
+	t.Log(h.MustRun(t, "cat /tmp/hprobed.log; hprobe status -o json"))
 	counts(t, h, "many", map[string]int{"p1": 2300})
 	says(t, h, 0, "hprobe probe rm p1", "after 2300 hits")
+	if log := h.MustRun(t, "cat /tmp/hprobed.log"); strings.Contains(log, "level=ERROR") {
+		t.Error(log)
+	}
 	says(t, h, 0, "hprobe status", "attached to no guest")
 	alive(t, h)
 }
