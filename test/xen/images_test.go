@@ -197,6 +197,35 @@ func TestImagesComeAndGo(t *testing.T) {
 	}
 }
 
+// TestImagesDetach: hprobed ends while a process has a probe in its library: it runs on,
+// and its code is as it was.
+func TestImagesDetach(t *testing.T) {
+	for _, cfg := range []lab.Config{plain, smp} {
+		t.Run(cfg.String(), func(t *testing.T) {
+			t.Parallel()
+			h := imagesHost(t, cfg)
+			files := h.Guest.MustRun(t, sums)
+			says(t, h, 0, "hprobe probe add -d guest --at 'image:libshared.so!shared_sum' --image-file /payload/copies/libshared.so", "p1: waiting")
+			h.Guest.MustRun(t, "(images serve 100 > /tmp/serve.out 2>&1; echo end >> /tmp/serve.out) & while [ ! -e /tmp/images.ready ]; do sleep 0.1; done")
+			runs(t, h, "images once 5")
+			if p := inImage(t, h, "p1"); p.Processes != 1 || p.Hits != "5" {
+				t.Errorf("%+v", p)
+			}
+			if log := h.MustRun(t, stopDaemon+"cat /tmp/hprobed.log"); strings.Contains(log, "level=ERROR") {
+				t.Error(log)
+			}
+			out := h.Guest.MustRun(t, "touch /tmp/images.go /tmp/images.end; while ! grep -q end /tmp/serve.out; do sleep 0.1; done; cat /tmp/serve.out")
+			if out != "ok\nend\n" {
+				t.Errorf("the program says %q", out)
+			}
+			if now := h.Guest.MustRun(t, sums); now != files {
+				t.Errorf("the guest's files are %q, and were %q", now, files)
+			}
+			alive(t, h)
+		})
+	}
+}
+
 // TestImagesMany: a hundred processes with one library: what that costs.
 func TestImagesMany(t *testing.T) {
 	h := imagesHost(t, plain)
@@ -213,11 +242,18 @@ func TestImagesMany(t *testing.T) {
 	if p.Processes != 101 || p.State != "armed" || p.Hits != "1300" {
 		t.Errorf("with 100 processes the probe is %+v", p)
 	}
+	// Another one finds them all as they run, and leaves them as they run.
+	says(t, h, 0, "hprobe probe add -d guest --at 'image:/payload/images!program_sum'", "p2: armed", "mapped 101 times")
 	t.Log(h.MustRun(t, "hprobe probe ls; hprobe status"))
+	says(t, h, 0, "hprobe probe rm p2", "after 0 hits")
 	h.Guest.MustRun(t, "touch /tmp/images.go; while ! grep -q ok /tmp/many.out; do sleep 0.1; done")
 	t.Log(h.Guest.MustRun(t, "cat /tmp/many.out"))
+	t.Log(h.MustRun(t, "cat /tmp/hprobed.log; hprobe status -o json"))
 	counts(t, h, "many", map[string]int{"p1": 2300})
 	says(t, h, 0, "hprobe probe rm p1", "after 2300 hits")
+	if log := h.MustRun(t, "cat /tmp/hprobed.log"); strings.Contains(log, "level=ERROR") {
+		t.Error(log)
+	}
 	says(t, h, 0, "hprobe status", "attached to no guest")
 	alive(t, h)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
@@ -63,6 +64,16 @@ func TestControlRegisters(t *testing.T) {
 	}
 }
 
+// comes waits until a probe has n hits, at which nobody waits.
+func (r *rig) comes(id probe.ID, n uint64) {
+	r.t.Helper()
+	for until := time.Now().Add(late); r.status(id).Hits != n; {
+		if time.Now().After(until) {
+			r.t.Fatalf("%d hits, not %d", r.status(id).Hits, n)
+		}
+	}
+}
+
 // TestAsyncRegister: nobody waits, until somebody wants to.
 func TestAsyncRegister(t *testing.T) {
 	r := newRig(t, sim.Config{})
@@ -76,10 +87,12 @@ func TestAsyncRegister(t *testing.T) {
 	}
 	id := r.watch(probe.Watch{Source: probe.Source{Kind: xenevents.KindControlReg, Index: 3}, Async: true, Decide: async.take})
 	r.run(0, sim.Repeat(20, sim.WriteCR3(cr3|8), sim.WriteCR3(cr3))...)
-	r.between(func() {})
-	if s := r.status(id); s.Hits != 40 || paused != 0 {
-		t.Errorf("%d hits, %d that the vCPU waited at", s.Hits, paused)
-	}
+	r.comes(id, 40)
+	r.between(func() {
+		if paused != 0 {
+			t.Errorf("the vCPU waited at %d hits", paused)
+		}
+	})
 	other := r.watch(probe.Watch{Source: probe.Source{Kind: xenevents.KindControlReg, Index: 3}, Decide: sync.take})
 	r.run(0, sim.WriteCR3(cr3|8), sim.WriteCR3(cr3))
 	if paused != 2 || len(sync) != 2 {
@@ -87,10 +100,12 @@ func TestAsyncRegister(t *testing.T) {
 	}
 	r.remove(other)
 	r.run(0, sim.WriteCR3(cr3|8), sim.WriteCR3(cr3))
-	r.between(func() {})
-	if s := r.status(id); s.Hits != 44 || paused != 2 {
-		t.Errorf("%d hits, %d that the vCPU waited at", s.Hits, paused)
-	}
+	r.comes(id, 44)
+	r.between(func() {
+		if paused != 2 {
+			t.Errorf("the vCPU waited at %d hits", paused)
+		}
+	})
 	// Once writes are held, each must be waited for.
 	r.watch(probe.Watch{Source: probe.Source{Kind: xenevents.KindMSR, Index: lstar}, Deny: true})
 	r.run(0, sim.WriteCR3(cr3|8), sim.WriteCR3(cr3))
