@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hprobe/hprobe/detectors"
@@ -58,15 +59,21 @@ type Bound struct {
 // where one can't be.
 func (b *Binder) Bind(ctx context.Context, d detectors.Detector) (*Binding, error) {
 	bound := &Binding{Detector: d}
-	for _, spec := range d.Probes() {
-		one, err := b.add(ctx, d, spec)
+	for specs := d.Probes(); len(specs) > 0; {
+		some := specs[:min(len(specs), atOnce)]
+		specs = specs[len(some):]
+		armed, err := b.add(ctx, d, some)
+		bound.Probes = append(bound.Probes, armed...)
 		if err != nil {
 			return nil, errors.Join(err, b.Unbind(context.WithoutCancel(ctx), bound))
 		}
-		bound.Probes = append(bound.Probes, one)
 	}
 	return bound, nil
 }
+
+// atOnce is how many probes are armed by one command of the engine: each waits for its
+// turn, but vCPUs must not wait for hundreds.
+const atOnce = 32
 
 // Unbind takes all probes of a binding out.
 func (b *Binder) Unbind(ctx context.Context, bound *Binding) error {
@@ -86,57 +93,118 @@ func (b *Binder) Unbind(ctx context.Context, bound *Binding) error {
 	return errors.Join(append(errs, b.engine.Remove(ctx, others...))...)
 }
 
-func (b *Binder) add(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (Bound, error) {
-	if spec.Source != nil {
-		return b.watch(ctx, d, spec)
-	}
-	loc, err := ParseLocation(spec.At)
-	if err != nil {
-		return Bound{}, err
-	}
-	if spec.PID != 0 {
-		if err := loc.InProcess(spec.Return); err != nil {
-			return Bound{}, err
+// add arms some probes. Where it fails it returns those that are armed nevertheless.
+func (b *Binder) add(ctx context.Context, d detectors.Detector, specs []detectors.ProbeSpec) (armed []Bound, err error) {
+	if slices.ContainsFunc(specs, elsewhere) {
+		for _, spec := range specs {
+			one, err := b.addOne(ctx, d, spec)
+			if err != nil {
+				return armed, err
+			}
+			armed = append(armed, one...)
 		}
+		return armed, nil
 	}
-	if loc.Image != "" {
-		return b.addImage(ctx, d, spec, loc)
+	requests := make([]probe.Request, len(specs))
+	places := make([]Location, len(specs))
+	for i, spec := range specs {
+		if places[i], err = placeOf(spec); err != nil {
+			return nil, err
+		}
+		requests[i] = b.request(d, spec, places[i])
 	}
-	r := probe.Request{Name: spec.Name, Space: b.kernel.Space, Follow: spec.PID != 0}
 	// Guest memory belongs to the engine's goroutine.
 	err = b.engine.Do(ctx, func(xenevents.Domain) error {
-		if spec.PID != 0 {
-			if r.Space, err = b.process(spec.PID); err != nil {
+		for i, spec := range specs {
+			if err := b.resolve(&requests[i], spec, places[i]); err != nil {
 				return err
 			}
 		}
-		if loc.Module == "" {
-			r.At, err = loc.resolve(b.kernel)
-		}
-		return err
+		return nil
 	})
 	if err != nil {
-		return Bound{}, err
+		return nil, err
 	}
+	if len(specs) > 1 && !slices.ContainsFunc(places, func(l Location) bool { return l.Module != "" }) {
+		ids, err := b.engine.AddAll(ctx, requests)
+		for i, id := range ids {
+			armed = append(armed, Bound{Spec: specs[i], ID: id, At: requests[i].At})
+		}
+		return armed, err
+	}
+	for i, spec := range specs {
+		var id probe.ID
+		if places[i].Module != "" {
+			id, err = b.modules.add(ctx, requests[i], places[i], func(why error) { b.sink.Emit(b.unarmed(d, spec, why)) })
+		} else {
+			id, err = b.engine.Add(ctx, requests[i])
+		}
+		if err != nil {
+			return armed, err
+		}
+		armed = append(armed, Bound{Spec: spec, ID: id, At: requests[i].At})
+	}
+	return armed, nil
+}
+
+// elsewhere says whether a probe is not on an instruction of the kernel or a process.
+func elsewhere(spec detectors.ProbeSpec) bool {
+	loc, err := ParseLocation(spec.At)
+	return spec.Source != nil || err == nil && loc.Image != ""
+}
+
+func (b *Binder) addOne(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) ([]Bound, error) {
+	if !elsewhere(spec) {
+		return b.add(ctx, d, []detectors.ProbeSpec{spec})
+	}
+	add := b.addImage
+	if spec.Source != nil {
+		add = b.watch
+	}
+	one, err := add(ctx, d, spec)
+	if err != nil {
+		return nil, err
+	}
+	return []Bound{one}, nil
+}
+
+// placeOf is where a probe is to be, if one can be there.
+func placeOf(spec detectors.ProbeSpec) (Location, error) {
+	loc, err := ParseLocation(spec.At)
+	if err == nil && spec.PID != 0 {
+		err = loc.InProcess(spec.Return)
+	} else if err == nil && spec.Return {
+		err = loc.MayReturn()
+	}
+	return loc, err
+}
+
+// request is a probe's, but for its address.
+func (b *Binder) request(d detectors.Detector, spec detectors.ProbeSpec, loc Location) probe.Request {
+	r := probe.Request{Name: spec.Name, Space: b.kernel.Space, Follow: spec.PID != 0}
 	h := &hit{kernel: b.kernel}
 	h.read = h.readKernel
 	h.args = ArgsAt(b.kernel.Profile, loc)
 	r.Decide = b.decide(d, spec, h)
 	r.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
 	if spec.Return {
-		if err := loc.MayReturn(); err != nil {
-			return Bound{}, err
-		}
 		r.Return, r.Thread = true, b.thread
 	}
 	r.Budget = b.budget(&spec)
-	var id probe.ID
-	if loc.Module != "" {
-		id, err = b.modules.add(ctx, r, loc, func(why error) { b.sink.Emit(b.unarmed(d, spec, why)) })
-	} else {
-		id, err = b.engine.Add(ctx, r)
+	return r
+}
+
+// resolve finds the address; in a module it comes later.
+func (b *Binder) resolve(r *probe.Request, spec detectors.ProbeSpec, loc Location) (err error) {
+	if spec.PID != 0 {
+		if r.Space, err = b.process(spec.PID); err != nil {
+			return err
+		}
 	}
-	return Bound{Spec: spec, ID: id, At: r.At}, err
+	if loc.Module == "" {
+		r.At, err = loc.resolve(b.kernel)
+	}
+	return err
 }
 
 // unarmed is the finding that a module has come, and a probe is not in it.

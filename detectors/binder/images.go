@@ -18,8 +18,8 @@ import (
 )
 
 // images has probes in user programs and libraries follow the processes that map
-// them. Two probes in the guest's kernel, which are there while it has any, tell of
-// those to come: each before the new code can run.
+// them. Three probes in the guest's kernel, which are there while it has any, tell of
+// those to come, each before the new code can run.
 type images struct {
 	b *Binder
 
@@ -39,6 +39,9 @@ const (
 	mapsFile = "uprobe_mmap"
 	// startsTask is called with each new thread and process, before it runs.
 	startsTask = "wake_up_new_task"
+	// endsMemory is called with a process's memory when nobody has it any more, before
+	// it is taken apart: that goes at full speed if it is not watched.
+	endsMemory = "exit_mmap"
 )
 
 // imageProbe is a probe in an image.
@@ -63,8 +66,12 @@ const maxLook = 2 * time.Second
 var errLooked = fmt.Errorf("the guest's mappings were looked at for %v, and there may be more processes that have it", maxLook)
 
 // addImage puts a probe into a program or library.
-func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec, loc Location) (_ Bound, err error) {
-	if err := loc.InProcess(spec.Return); err != nil {
+func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (_ Bound, err error) {
+	loc, err := ParseLocation(spec.At)
+	if err == nil {
+		err = loc.InProcess(spec.Return)
+	}
+	if err != nil {
 		return Bound{}, err
 	}
 	t := b.images
@@ -108,7 +115,7 @@ func (t *images) watch(ctx context.Context) error {
 	for _, one := range []struct {
 		function string
 		decide   func(*probe.Hit) probe.Verdict
-	}{{mapsFile, t.mapped}, {startsTask, t.started}} {
+	}{{mapsFile, t.mapped}, {startsTask, t.started}, {endsMemory, t.ended}} {
 		at, err := t.b.kernel.Address(one.function)
 		if err != nil {
 			return fmt.Errorf("processes that are to come can't be seen in this guest's kernel: %w", err)
@@ -404,6 +411,21 @@ func (t *images) started(h *probe.Hit) probe.Verdict {
 		}
 		for _, one := range t.b.engine.Members().In(p.id, space) {
 			t.joinAt(p, child.Memory, one.At)
+		}
+	}
+	return probe.Verdict{}
+}
+
+// ended is the guest's kernel at endsMemory. A process that is not left here is left
+// when its page tables are empty.
+func (t *images) ended(h *probe.Hit) probe.Verdict {
+	space, err := t.b.kernel.SpaceOf(guestos.Memory(h.Regs.RDI))
+	if err != nil {
+		return probe.Verdict{}
+	}
+	for _, p := range t.all {
+		if err := t.b.engine.Members().Leave(p.id, space); err != nil {
+			t.b.engine.Members().Miss(p.id, err)
 		}
 	}
 	return probe.Verdict{}

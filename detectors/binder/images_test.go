@@ -23,6 +23,7 @@ import (
 const (
 	mapsFileAt   = function
 	startsTaskAt = function + 0x10
+	endsMemoryAt = function + 0x20
 	processesAt  = 0xffff888200000000
 	filesPage    = 0xffff888300000000
 	rootsAt      = 0xffff888400000000
@@ -53,7 +54,7 @@ func newImageBench(t *testing.T, comms ...string) *imageBench {
 	b := &imageBench{bench: &bench{}, t: t, shared: map[xenevents.GVA]xenevents.GFN{}}
 	p := isf.NewBuilder()
 	p.Meta.Banner = "Linux version 6"
-	p.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: mapsFile, Addr: mapsFileAt}, {Name: startsTask, Addr: startsTaskAt}, {Name: "linux_banner", Addr: bannerAt},
+	p.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: mapsFile, Addr: mapsFileAt}, {Name: startsTask, Addr: startsTaskAt}, {Name: endsMemory, Addr: endsMemoryAt}, {Name: "linux_banner", Addr: bannerAt},
 		{Name: "init_top_pgt", Addr: rootAt}, {Name: "current_task", Addr: 8}, {Name: "init_task", Addr: processesAt - slide}}
 	fields := func(name string, all map[string]uint64) {
 		u := isf.UserType{Kind: isf.Struct, Size: 256, Fields: map[string]isf.Field{}}
@@ -85,7 +86,7 @@ func newImageBench(t *testing.T, comms ...string) *imageBench {
 	b.g = h.Add(sim.Config{ID: 5, Name: "guest"})
 	b.kernel = b.g.NewSpace()
 	code := make([]byte, 4096)
-	for _, at := range []uint64{mapsFileAt, startsTaskAt} {
+	for _, at := range []uint64{mapsFileAt, startsTaskAt, endsMemoryAt} {
 		copy(code[at&0xfff:], []byte{0x55, 0x5d, 0xc3}) // push rbp; pop rbp; ret
 	}
 	b.shared[function&^0xfff+slide] = b.kernel.Page(function&^0xfff+slide, code...)
@@ -287,6 +288,8 @@ func TestImage(t *testing.T) {
 	b.in(2, startsTaskAt+slide, processesAt+3<<12) // a fork
 	b.calls(3, 1)
 	b.is(bound, 3, 6)
+	b.in(2, endsMemoryAt+slide, processesAt+3<<12+mmIn) // one exits
+	b.is(bound, 2, 6)
 	if len(who) != 6 || who[0] != "one 1 4 <nil>" || who[5] != "three 3 4 <nil>" {
 		t.Errorf("%q", who)
 	}

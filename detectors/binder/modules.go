@@ -208,11 +208,12 @@ func (m *modules) coming(h *probe.Hit) (v probe.Verdict) {
 		if !called(u) {
 			continue
 		}
+		var lifted error
 		if u.in != nil { // it went unseen, and its memory may be another's
 			u.in = nil
-			err = m.engine.Lift(u.id, waits(u))
+			lifted = m.engine.Lift(u.id, waits(u))
 		}
-		if err = errors.Join(err, m.arm(u, mod, syms)); err != nil {
+		if err := errors.Join(lifted, m.arm(u, mod, syms)); err != nil {
 			m.fail(func(x *member) bool { return x == u }, err)
 		}
 	}
@@ -235,7 +236,12 @@ func (m *modules) fail(which func(*member) bool, why error) {
 func (m *modules) going(h *probe.Hit) (v probe.Verdict) {
 	mod, err := m.kernel.GoingModule(h.Regs)
 	if err != nil {
-		return v // it is no module, or none of this kernel
+		i := slices.IndexFunc(m.members, func(u *member) bool { return u.in.GoesAt(h.Regs) })
+		if i < 0 {
+			return v // it is no module, or none of ours
+		}
+		all := *m.members[i].in // the guest says nonsense of it: take it that all goes
+		all.Live, mod, err = false, &all, nil
 	}
 	areas := []guestos.TextRange{mod.Init}
 	if !mod.Live {

@@ -340,6 +340,18 @@ func TestModuleThatFailsToLoad(t *testing.T) {
 	if s := b.states(t, bound); s[0].State != probe.Waiting || !strings.Contains(s[0].Detail, "4294967295 symbols") || len(b.found) != 2 {
 		t.Errorf("%+v, %+v", s, b.found)
 	}
+	// One of which the guest says nonsense when it goes is taken at its word before.
+	m = b.relocate(t, "mod_one", place1)
+	b.run(t, coming+slide, uint64(place1)+mName)
+	if s := b.states(t, bound); s[0].State != probe.Armed {
+		t.Errorf("%+v", s)
+	}
+	b.g.Poke(m.page+mCore+8, le.AppendUint32(nil, ^uint32(0)))
+	m.unload(t)
+	if s := b.states(t, bound); s[0].State != probe.Waiting || s[1].State != probe.Waiting {
+		t.Errorf("%+v", s)
+	}
+	b.clean(t)
 	if err := b.binder.Unbind(t.Context(), bound); err != nil {
 		t.Fatal(err)
 	}

@@ -59,6 +59,10 @@ func (r TextRange) Holds(at xenevents.GVA) bool { return at >= r.Start && at < r
 // Is says whether both are the same module, loaded once.
 func (m *Module) Is(o *Module) bool { return o != nil && m.at == o.at }
 
+// GoesAt says whether it is the one of GoingModule's registers, whatever the guest says
+// of it now. nil is none.
+func (m *Module) GoesAt(regs *xenevents.Registers) bool { return m != nil && m.at == regs.RDI }
+
 // Called says whether it is called so: to Linux's tools - and _ in a name are the same.
 func (m *Module) Called(name string) bool { return underscored(name) == underscored(m.Name) }
 

@@ -72,14 +72,17 @@ type load struct {
 
 // loaded is one of TestLoad's copies.
 func loaded(i int, files []lab.File) (l load, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
-	defer cancel()
-	h, err := lab.Open(ctx, busy, lab.Options{Delay: 1 + i*11}, files...)
+	h, err := lab.Open(context.Background(), busy, lab.Options{Delay: 1 + i*11}, files...)
 	if err != nil {
 		return l, err
 	}
 	defer func() { err = errors.Join(err, h.Close()) }()
 	run := func(script string) string {
+		if err != nil { // the copy is of no more use
+			return ""
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+		defer cancel()
 		res, runErr := h.Run(ctx, script)
 		if runErr == nil && res.Exit != 0 {
 			runErr = fmt.Errorf("%s: exit status %d\n%s", script, res.Exit, res.Output)

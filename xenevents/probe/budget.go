@@ -133,8 +133,13 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 	now := e.clock()
 	spent := since(now, e.tick)
 	e.tick = now
+	var last *probe
 	for _, at := range p.users {
+		if at.lead != nil && at.lead == last {
+			continue
+		}
 		user := at.head()
+		last = user
 		if user.billed == e.hitNo { // by another of its members
 			continue
 		}

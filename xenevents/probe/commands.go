@@ -22,6 +22,27 @@ func (e *Engine) Add(ctx context.Context, r Request) (ID, error) {
 	return id, err
 }
 
+// AddAll is Add for some probes at once: all of them, or none. Each command waits for
+// its turn; vCPUs with an event wait for all of these.
+func (e *Engine) AddAll(ctx context.Context, all []Request) (ids []ID, err error) {
+	err = e.call(ctx, func() error {
+		for i := range all {
+			id, err := e.add(all[i])
+			if err == nil {
+				ids = append(ids, id)
+				continue
+			}
+			for _, id := range ids {
+				err = errors.Join(err, e.remove(id))
+			}
+			ids = nil
+			return err
+		}
+		return nil
+	})
+	return ids, err
+}
+
 func (e *Engine) add(r Request) (ID, error) {
 	if r.Follow || r.Placed || r.Many {
 		add := e.addFollowed

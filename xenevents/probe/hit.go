@@ -169,7 +169,7 @@ func (e *Engine) settle(ev *xenevents.Event, p *patch, h *Hit, returns bool) (er
 
 // sees says whether a hit at its address is one of the probe's.
 func (u *probe) sees(h *Hit) bool {
-	return !u.head().suspended && u.spaces.hold(h.Space) && (u.follow == nil || u.takes(h))
+	return u.spaces.hold(h.Space) && !u.head().suspended && (u.follow == nil || u.takes(h))
 }
 
 // heed takes a verdict into account.

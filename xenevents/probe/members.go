@@ -81,6 +81,20 @@ func (m Members) In(id ID, space xenevents.AddressSpace) (all []Member) {
 	return all
 }
 
+// Leave takes a probe's places in a process away: nothing of it will run any more.
+func (m Members) Leave(id ID, space xenevents.AddressSpace) (err error) {
+	lead := m.e.probes[id]
+	if lead == nil {
+		return nil
+	}
+	for _, u := range slices.Clone(lead.members) {
+		if u.Space == space || u.spaces.hold(space) {
+			err = either(err, m.e.part1(u))
+		}
+	}
+	return err
+}
+
 // addMany is add for a Request with Many.
 func (e *Engine) addMany(r Request) (ID, error) {
 	if !e.fast {
@@ -164,9 +178,17 @@ func (e *Engine) isStill(u *probe) bool {
 // passedBy counts a hit for the probes at a patch that it was none of: once, however
 // many members are there.
 func (e *Engine) passedBy(p *patch) {
+	var last *probe
 	for _, user := range p.users {
 		head := user.head()
-		if head.suspended || user.patch != p || head.took == e.hitNo || head.let == e.hitNo { // or loose there
+		if head == last { // a library has many users
+			continue
+		}
+		if head.took == e.hitNo || head.let == e.hitNo {
+			last = head
+			continue
+		}
+		if head.suspended || user.patch != p { // or loose there
 			continue
 		}
 		head.let = e.hitNo

@@ -139,3 +139,26 @@ func TestVacate(t *testing.T) {
 	r.reclaimed(0)
 	r.remove(id)
 }
+
+// TestAddAll: all of them or none, and removed at once.
+func TestAddAll(t *testing.T) {
+	r := newRig(t, sim.Config{})
+	all := []probe.Request{{At: sum, Space: r.space.AddressSpace()}, {At: diff, Space: r.space.AddressSpace()}, {At: own, Space: r.space.AddressSpace()}}
+	if ids, err := r.engine.AddAll(context.Background(), all); err == nil || ids != nil || !strings.Contains(err.Error(), "int3 of its own") {
+		t.Errorf("%v, %v", ids, err)
+	}
+	r.reclaimed(0)
+	ids, err := r.engine.AddAll(context.Background(), all[:2])
+	r.must(err)
+	r.call(sum, 1, 2)
+	r.call(diff, 1, 2)
+	for _, id := range ids {
+		if s := r.status(id); s.Hits != 1 {
+			t.Errorf("%+v", s)
+		}
+	}
+	if err := r.engine.Remove(context.Background(), append(ids, 99)...); err == nil {
+		t.Error("there is a probe 99")
+	}
+	r.reclaimed(0)
+}

@@ -187,7 +187,7 @@ func (w *watch) opened(h *probe.Hit) probe.Verdict {
 	if err != nil {
 		w.Error = err.Error()
 	}
-	if comm == "load" {
+	if comm == "load" || comm == "exe" { // a child that runs /proc/self/exe is called so
 		w.Opens++
 	}
 	return probe.Verdict{}

@@ -20,7 +20,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/hprobe/hprobe/test/xen/monitor"
@@ -31,19 +30,17 @@ import (
 
 // State answers an order.
 type State struct {
-	Armed    int    // of the many
-	Ticks    uint64 // that the order took
-	UserMS   int64  // CPU time of this process that it took, and of dom0's kernel and Xen for it
-	SystemMS int64
-	Shadows  int
-	Pages    uint64 // of the domain
-	Max      uint64
-	RSS      int // of this process, in KiB
-	Maps     int // mappings of this process
-	Threads  int // of Go's
-	Hits     uint64
-	Skipped  int // functions that can't be probed
-	Error    string
+	Armed   int    // of the many
+	Ticks   uint64 // that the order took
+	Shadows int
+	Pages   uint64 // of the domain
+	Max     uint64
+	RSS     int // of this process, in KiB
+	Maps    int // mappings of this process
+	Threads int // of Go's
+	Hits    uint64
+	Skipped int // functions that can't be probed
+	Error   string
 }
 
 // prefixes are of functions that a guest without network, disks and desktop leaves alone.
@@ -138,11 +135,11 @@ func (m *many) serve(ctx context.Context, pipe string) error {
 	defer stop()
 	fmt.Println("ready")
 	for in := bufio.NewScanner(f); in.Scan(); {
-		began, user, system := m.ticks(ctx)
+		began := m.ticks(ctx)
 		err := m.obey(ctx, in.Text())
+		took := m.ticks(ctx) - began
 		s, stateErr := m.state(ctx)
-		now, userNow, systemNow := m.ticks(ctx)
-		s.Ticks, s.UserMS, s.SystemMS = now-began, userNow-user, systemNow-system
+		s.Ticks = took
 		if err = errors.Join(err, stateErr); err != nil {
 			s.Error = err.Error()
 		}
@@ -174,15 +171,13 @@ func (m *many) obey(ctx context.Context, order string) error {
 	return fmt.Errorf("no order: %q", order)
 }
 
-// ticks are what has passed: of the TSC, and of this process's CPU time, in ms.
-func (m *many) ticks(ctx context.Context) (tsc uint64, user, system int64) {
+// ticks are what has passed, of the TSC.
+func (m *many) ticks(ctx context.Context) (tsc uint64) {
 	_ = m.Engine.Do(ctx, func(dom xenevents.Domain) error { // when it ended, the order says so
 		tsc = dom.(probe.Clock).Ticks()
 		return nil
 	})
-	var r syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &r) // can't fail
-	return tsc, r.Utime.Nano() / 1e6, r.Stime.Nano() / 1e6
+	return tsc
 }
 
 func scanned(n int, err error) bool { return n > 0 && err == nil }
