@@ -438,6 +438,9 @@ func (t *images) gap(g probe.Gap) {
 		t.b.sink.Emit(f)
 		return
 	}
+	if len(t.all) == 0 { // the first is being added
+		return
+	}
 	err := xenevents.WithPaused(t.dom, func() error {
 		for _, p := range t.all {
 			all, err := t.look(p)
