@@ -115,12 +115,13 @@ func (t *images) watch(ctx context.Context) error {
 	for _, one := range []struct {
 		function string
 		decide   func(*probe.Hit) probe.Verdict
-	}{{mapsFile, t.mapped}, {startsTask, t.started}, {endsMemory, t.ended}} {
+		gap      func(probe.Gap) // nil: nothing is lost
+	}{{mapsFile, t.mapped, t.gap}, {startsTask, t.started, t.gap}, {endsMemory, t.ended, nil}} {
 		at, err := t.b.kernel.Address(one.function)
 		if err != nil {
 			return fmt.Errorf("processes that are to come can't be seen in this guest's kernel: %w", err)
 		}
-		id, err := t.b.engine.Add(ctx, probe.Request{Name: one.function, At: at, Space: t.b.kernel.Space, Decide: one.decide, Gap: t.gap})
+		id, err := t.b.engine.Add(ctx, probe.Request{Name: one.function, At: at, Space: t.b.kernel.Space, Decide: one.decide, Gap: one.gap})
 		if err != nil {
 			return err
 		}
@@ -438,6 +439,9 @@ func (t *images) gap(g probe.Gap) {
 	if !g.Over {
 		f.Severity, f.Message = detectors.Medium, "what the guest's programs map is not seen for a while: probes in images miss the first calls of processes that start now: "+g.Why
 		t.b.sink.Emit(f)
+		return
+	}
+	if len(t.all) == 0 { // the first is being added
 		return
 	}
 	err := xenevents.WithPaused(t.dom, func() error {
