@@ -98,7 +98,7 @@ while ! grep -q armed /tmp/hits.log; do [ -d /proc/$(cat /tmp/hits.pid) ] || { c
 	said := run(fmt.Sprintf("guest 'load %d'", 5+i%3))
 	during := run("guest texthash")
 	log := run("kill $(cat /tmp/hits.pid); " + awaitEnd + "cat /tmp/hits.log")
-	warnings := run("guest 'dmesg | grep -E \"WARNING|BUG|Oops|stall|lockup|hung|corrupt\" || true'")
+	warnings := run("guest 'dmesg | grep -E \"WARNING|BUG|Oops|rcu.*stall|lockup|hung|corrupt\" || true'")
 	if err != nil {
 		return l, err
 	}
