@@ -64,10 +64,15 @@ func TestHosts(t *testing.T) {
 			t.Run("Return", func(t *testing.T) { returns(t, cfg) })
 			t.Run("When", func(t *testing.T) { when(t, cfg) })
 			t.Run("CopyOnWrite", func(t *testing.T) { copyOnWrite(t, cfg) })
+			t.Run("StepOver", func(t *testing.T) { stepOver(t, cfg) })
+			// What is more of the guest's kernel than of Xen: in CI with the newest and
+			// the oldest.
+			if !full && cfg != smp && cfg != oldest {
+				return
+			}
 			t.Run("Sources", func(t *testing.T) { sources(t, cfg) })
 			t.Run("Modules", func(t *testing.T) { modulesComeAndGo(t, cfg) })
 			t.Run("Syscalls", func(t *testing.T) { syscalls(t, cfg) })
-			t.Run("StepOver", func(t *testing.T) { stepOver(t, cfg) })
 			t.Run("Images", func(t *testing.T) { images(t, cfg) })
 		})
 	}

@@ -35,7 +35,7 @@ while [ $(wc -l < /tmp/many.log) = $n ]; do [ -d /proc/$(cat /tmp/hits.pid) ] ||
 // Nothing grows: not the guest, nor the monitor; and in the end all is as it was.
 func TestComeAndGo(t *testing.T) {
 	t.Parallel()
-	rounds := 5
+	rounds := 2
 	if full {
 		rounds = 100
 	}
@@ -80,7 +80,7 @@ func TestComeAndGo(t *testing.T) {
 const armLimit = 6_000_000_000
 
 // TestManyArmed: what a hit costs does not grow with the probes that are armed, and
-// 10,000 are armed in less than 2 s of a CPU and 64 MiB beside their copies.
+// 10,000 (1,000 in CI) are armed in less than 2 s of a CPU and 64 MiB beside their copies.
 func TestManyArmed(t *testing.T) {
 	t.Parallel()
 	cfg := lab.Config{Xen: "4.17", Guest: "6.1", CPUs: 2, VCPUs: 1, Pinned: true}
@@ -88,7 +88,11 @@ func TestManyArmed(t *testing.T) {
 	h := lab.Copy(t, cfg, files...)
 	order := armory(t, h)
 	var few uint64
-	for _, n := range []int{10, 100, 1000, 10_000} {
+	counts := []int{10, 1000}
+	if full {
+		counts = []int{10, 100, 1000, 10_000}
+	}
+	for _, n := range counts {
 		s := order(fmt.Sprintf("arm %d", n))
 		call(t, h, 100, 1)
 		least := call(t, h, 1000, 1).ticks
@@ -102,7 +106,7 @@ func TestManyArmed(t *testing.T) {
 		if least > few*103/100 {
 			t.Errorf("a hit costs %d ticks with %d probes armed, %d with 10", least, n, few)
 		}
-		if n == 10_000 && (s.Ticks > armLimit || s.RSS > 64<<10) {
+		if s.Ticks > armLimit*uint64(n)/10_000+armLimit/20 || s.RSS > 64<<10 {
 			t.Errorf("%+v", s)
 		}
 	}
