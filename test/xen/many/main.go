@@ -2,6 +2,7 @@
 // orders from a pipe, a line each, and answers each with a line of JSON:
 //
 //	arm N         have N probes armed, on functions that a quiet guest does not call
+//	quiet         replace those that had hits meanwhile by others
 //	rounds R N    arm N and remove them, R times
 //	hits          how many hits the probe on getpriority has, which is there always
 package main
