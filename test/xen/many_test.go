@@ -94,7 +94,10 @@ func TestManyArmed(t *testing.T) {
 	}
 	for _, n := range counts {
 		s := order(fmt.Sprintf("arm %d", n))
-		call(t, h, 100, 1)
+		for range 2 { // what the guest calls after all is of no use here
+			call(t, h, 100, 1)
+			order("quiet")
+		}
 		least := call(t, h, 1000, 1).ticks
 		for range 2 {
 			least = min(least, call(t, h, 1000, 1).ticks)

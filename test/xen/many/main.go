@@ -52,7 +52,9 @@ var prefixes = []string{"acpi_", "pci_", "tcp_", "udp_", "ip_", "ip6_", "ipv6_",
 type many struct {
 	*monitor.Session
 	host    *monitor.Host
-	at      []xenevents.GVA // to be probed, in an order that has neighbours far apart
+	at      []xenevents.GVA        // to be probed, in an order that has neighbours far apart
+	next    int                    // in at
+	hot     map[xenevents.GVA]bool // functions that the guest calls after all
 	armed   []probe.ID
 	skipped int
 	base    probe.ID
@@ -76,7 +78,7 @@ func run(ctx context.Context, profile, pipe string) (err error) {
 	unlimited := probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
 	o := probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Budget: unlimited, Domain: unlimited}
 	return host.Watch(ctx, o, nil, func(s *monitor.Session) error {
-		m := &many{Session: s, host: host}
+		m := &many{Session: s, host: host, hot: map[xenevents.GVA]bool{}}
 		if err := m.find(); err != nil {
 			return err
 		}
@@ -156,6 +158,8 @@ func (m *many) obey(ctx context.Context, order string) error {
 	switch {
 	case order == "hits":
 		return nil
+	case order == "quiet":
+		return m.quiet(ctx)
 	case scanned(fmt.Sscanf(order, "arm %d", &n)):
 		return m.arm(ctx, n)
 	case scanned(fmt.Sscanf(order, "rounds %d %d", &rounds, &n)):
@@ -191,12 +195,19 @@ func (m *many) arm(ctx context.Context, n int) error {
 		}
 		m.armed = m.armed[:last]
 	}
-	m.skipped = 0
-	for i := len(m.armed); len(m.armed) < n; i++ {
-		if i == len(m.at) {
+	if len(m.armed) == 0 {
+		m.next, m.skipped = 0, 0
+	}
+	for len(m.armed) < n {
+		if m.next == len(m.at) {
 			return fmt.Errorf("no more than %d functions to probe", len(m.armed))
 		}
-		id, err := m.Engine.Add(ctx, probe.Request{Name: "one of many", At: m.at[i], Space: m.Kernel.Space})
+		at := m.at[m.next]
+		m.next++
+		if m.hot[at] {
+			continue
+		}
+		id, err := m.Engine.Add(ctx, probe.Request{Name: "one of many", At: at, Space: m.Kernel.Space})
 		if err != nil {
 			m.skipped++
 			continue
@@ -204,6 +215,25 @@ func (m *many) arm(ctx context.Context, n int) error {
 		m.armed = append(m.armed, id)
 	}
 	return nil
+}
+
+func (m *many) quiet(ctx context.Context) error {
+	all, _, err := m.Engine.Probes(ctx)
+	if err != nil {
+		return err
+	}
+	n := len(m.armed)
+	for _, s := range all {
+		if s.ID == m.base || s.Hits == 0 {
+			continue
+		}
+		m.hot[s.At] = true
+		m.armed = slices.DeleteFunc(m.armed, func(id probe.ID) bool { return id == s.ID })
+		if err := m.Engine.Remove(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	return m.arm(ctx, n)
 }
 
 // reclaimed waits until only the page of the one probe has a copy.
