@@ -12,6 +12,9 @@ import (
 
 var errOnlyInImages = errors.New("--comm and --image-file are for a place in a program or library: --at image:PATH!symbol")
 
+// ofImage says whether a request says what only places in images have.
+func ofImage(r *controlapi.AddProbeRequest) bool { return r.GetComm() != "" || r.GetImage() != nil }
+
 // imagePlace reads a place off the wire; none is none.
 func imagePlace(m *controlapi.ImagePlace) *detectors.ImagePlace {
 	if m == nil {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ func rpcError(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, new(invalidError)):
+		code = codes.InvalidArgument
 	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, isf.ErrNotFound), errors.Is(err, image.ErrNoSymbol):
 		code = codes.NotFound
 	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, xenevents.ErrMonitored):
@@ -49,7 +52,10 @@ func rpcError(err error) error {
 }
 
 func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
-	if r.GetSource() != nil {
+	switch {
+	case r.GetSource() != nil && len(r.GetSyscalls()) > 0:
+		return nil, status.Error(codes.InvalidArgument, "a probe watches a register, CPUID or memory, or system calls: ask for two")
+	case r.GetSource() != nil:
 		return s.addSource(ctx, r)
 	}
 	if step, err := probe.ParseStepOver(r.GetStep()); r.GetStep() != "" && err != nil {
@@ -58,45 +64,59 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 		return nil, status.Error(codes.InvalidArgument, "a probe steps over as its instruction needs it: ask for auto, or for nothing")
 	}
 	if len(r.GetSyscalls()) > 0 {
-		s.d.mu.Lock()
-		defer s.d.mu.Unlock()
 		return s.addSyscalls(ctx, r)
 	}
 	at, err := binder.ParseLocation(r.GetAt())
-	if err == nil && at.Image != "" {
-		err = at.InProcess(r.GetReturns())
-	} else if err == nil && (r.GetComm() != "" || r.GetImage() != nil) {
+	switch inImage := at.Image != ""; {
+	case err != nil:
+	case !inImage && ofImage(r):
 		err = errOnlyInImages
-	} else if err == nil && r.GetPid() != 0 {
+	case inImage, r.GetPid() != 0:
 		err = at.InProcess(r.GetReturns())
-	} else if err == nil && r.GetReturns() {
+	case r.GetReturns():
 		err = at.MayReturn()
 	}
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	return s.arm(ctx, r, r.GetAt(), func(session *session, t tracer) (detectors.Detector, error) {
+		t.pid, t.returns, t.comm, t.image = r.GetPid(), r.GetReturns(), r.GetComm(), imagePlace(r.GetImage())
+		t.program, err = compile(session.kernel.Profile, at, r.GetReturns(), r.GetRule())
+		return &t, invalid(err)
+	})
+}
+
+// arm attaches to the guest of a request and arms the detector that plan makes there of
+// a tracer; where that fails a session made for it ends again.
+func (s *server) arm(ctx context.Context, r *controlapi.AddProbeRequest, at string, plan func(*session, tracer) (detectors.Detector, error)) (*controlapi.Probe, error) {
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
 	session, err := s.d.attached(ctx, r.GetDomain())
 	if err != nil {
 		return nil, rpcError(err)
 	}
-	program, err := compile(session.kernel.Profile, at, r.GetReturns(), r.GetRule())
-	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, errors.Join(err, s.d.releaseIfUnused(session)).Error())
-	}
 	id := s.d.newID("p")
-	name := r.GetName()
-	if name == "" {
-		name = r.GetAt()
+	det, err := plan(session, tracer{id: id, domain: session.info.Name, name: cmp.Or(r.GetName(), at), at: at, hits: &s.d.hits, rule: r.GetRule(), budget: budgetOf(r)})
+	if err != nil {
+		return nil, rpcError(errors.Join(err, s.d.releaseIfUnused(session)))
 	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: r.GetAt(), pid: r.GetPid(), returns: r.GetReturns(), hits: &s.d.hits, rule: r.GetRule(), program: program,
-		comm: r.GetComm(), image: imagePlace(r.GetImage()), budget: budgetOf(r)}
 	b, err := s.bind(ctx, session, id, det)
 	if err != nil {
 		return nil, rpcError(err)
 	}
 	return s.probeOf(ctx, session, b)
+}
+
+// invalidError is that a request asks for what can't be: it is wrong usage.
+type invalidError struct{ error }
+
+func (e invalidError) Unwrap() error { return e.error }
+
+func invalid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return invalidError{err}
 }
 
 // bind arms a detector; where that fails a session made for it ends again.

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -16,7 +15,7 @@ import (
 
 // addSource is AddProbe of a source.
 func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
-	if r.GetAt() != "" || r.GetPid() != 0 || r.GetReturns() || r.GetStep() != "" {
+	if r.GetAt() != "" || r.GetPid() != 0 || r.GetReturns() || r.GetStep() != "" || ofImage(r) {
 		return nil, status.Error(codes.InvalidArgument, "a probe of a register, CPUID or memory has no place, process, returns or step")
 	}
 	source := sourceOf(r)
@@ -27,31 +26,14 @@ func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	s.d.mu.Lock()
-	defer s.d.mu.Unlock()
-	session, err := s.d.attached(ctx, r.GetDomain())
-	if err != nil {
-		return nil, rpcError(err)
-	}
-	rule, err := ruleOf(r.GetRule())
-	var program *condition.Program
-	if err == nil {
-		program, err = condition.Compile(session.kernel.Profile, placeOf(&parsed, source.Async), rule)
-	}
-	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, errors.Join(err, s.d.releaseIfUnused(session)).Error())
-	}
-	id := s.d.newID("p")
-	name := r.GetName()
-	if name == "" {
-		name = parsed.Text
-	}
-	det := &tracer{id: id, domain: session.info.Name, name: name, at: parsed.Text, source: source, hits: &s.d.hits, rule: r.GetRule(), program: program, budget: budgetOf(r)}
-	b, err := s.bind(ctx, session, id, det)
-	if err != nil {
-		return nil, rpcError(err)
-	}
-	return s.probeOf(ctx, session, b)
+	return s.arm(ctx, r, parsed.Text, func(session *session, t tracer) (detectors.Detector, error) {
+		t.source = source
+		rule, err := ruleOf(r.GetRule())
+		if err == nil {
+			t.program, err = condition.Compile(session.kernel.Profile, placeOf(&parsed, source.Async), rule)
+		}
+		return &t, invalid(err)
+	})
 }
 
 // sourceOf reads a source off the wire. It may deny where the rule does.

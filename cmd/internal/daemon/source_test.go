@@ -18,6 +18,9 @@ func TestSourcesOffTheWire(t *testing.T) {
 		want string
 	}{
 		{&controlapi.AddProbeRequest{At: "do_exit", Source: &controlapi.Source{Register: "cr3"}}, "no place"},
+		{&controlapi.AddProbeRequest{Comm: "sh", Source: &controlapi.Source{Register: "cr3"}}, "no place"},
+		{&controlapi.AddProbeRequest{Syscalls: []string{"read"}, Source: &controlapi.Source{Register: "cr3"}}, "ask for two"},
+		{&controlapi.AddProbeRequest{Comm: "sh", Syscalls: []string{"read"}}, "--comm and --image-file"},
 		{&controlapi.AddProbeRequest{Source: &controlapi.Source{}}, "one thing"},
 		{&controlapi.AddProbeRequest{Source: &controlapi.Source{Register: "cr9"}}, "cr9"},
 		{&controlapi.AddProbeRequest{Source: &controlapi.Source{Register: "cr3"}, Rule: &controlapi.Rule{Deny: "write", Mode: "enforce"}}, "cr3 can't be denied"},

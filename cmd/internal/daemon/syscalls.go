@@ -178,6 +178,8 @@ func checkSyscalls(r *controlapi.AddProbeRequest) error {
 	switch {
 	case r.GetAt() != "":
 		return errors.New("--at and --syscall exclude each other: a probe is at one place, or at a set of system calls")
+	case ofImage(r):
+		return errOnlyInImages
 	case r.GetPid() != 0:
 		return errors.New("--pid is of a place in a process; of a process's system calls say --when 'pid == …'")
 	case r.GetReturns():
@@ -188,7 +190,7 @@ func checkSyscalls(r *controlapi.AddProbeRequest) error {
 	return nil
 }
 
-// addSyscalls is AddProbe for a set of system calls. With mu held.
+// addSyscalls is AddProbe for a set of system calls.
 func (s *server) addSyscalls(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
 	want, err := parseSelection(r.GetSyscalls())
 	if err == nil {
@@ -197,40 +199,22 @@ func (s *server) addSyscalls(ctx context.Context, r *controlapi.AddProbeRequest)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	session, err := s.d.attached(ctx, r.GetDomain())
-	if err != nil {
-		return nil, rpcError(err)
-	}
-	var set *guestos.SyscallSet
-	err = session.engine.Do(ctx, func(xenevents.Domain) (err error) {
-		set, err = want.find(session.kernel)
-		return err
+	return s.arm(ctx, r, "system calls "+strings.Join(r.GetSyscalls(), ","), func(session *session, t tracer) (detectors.Detector, error) {
+		var set *guestos.SyscallSet
+		err := session.engine.Do(ctx, func(xenevents.Domain) (err error) {
+			set, err = want.find(session.kernel)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		t.program, err = compileCalls(session.kernel, set, r.GetRule())
+		return newCallTracer(t, session.kernel.Profile, r.GetSyscalls(), set), invalid(err)
 	})
-	if err != nil {
-		return nil, rpcError(errors.Join(err, s.d.releaseIfUnused(session)))
-	}
-	program, err := compileCalls(session.kernel, set, r.GetRule())
-	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, errors.Join(err, s.d.releaseIfUnused(session)).Error())
-	}
-	id := s.d.newID("p")
-	b, err := s.bind(ctx, session, id, newCallTracer(id, session, r, set, program, s.d))
-	if err != nil {
-		return nil, rpcError(err)
-	}
-	return s.probeOf(ctx, session, b)
 }
 
-func newCallTracer(id string, session *session, r *controlapi.AddProbeRequest, set *guestos.SyscallSet, program *condition.Program, d *Daemon) *callTracer {
-	at := "system calls " + strings.Join(r.GetSyscalls(), ",")
-	name := r.GetName()
-	if name == "" {
-		name = at
-	}
-	return &callTracer{
-		tracer: tracer{id: id, domain: session.info.Name, name: name, at: at, hits: &d.hits, rule: r.GetRule(), program: program, budget: budgetOf(r)},
-		words:  r.GetSyscalls(), profile: session.kernel.Profile, set: set, shown: map[string]*condition.Program{}, counts: map[string]uint64{},
-	}
+func newCallTracer(t tracer, p *isf.Profile, words []string, set *guestos.SyscallSet) *callTracer {
+	return &callTracer{tracer: t, words: words, profile: p, set: set, shown: map[string]*condition.Program{}, counts: map[string]uint64{}}
 }
 
 // compileCalls compiles a rule for system calls: for one, with its arguments by name

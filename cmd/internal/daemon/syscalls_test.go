@@ -155,7 +155,9 @@ func (r *callsRig) bind(req *controlapi.AddProbeRequest) *binding {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	b, err := r.ses.bind(r.t.Context(), "p1", newCallTracer("p1", r.ses, req, set, program, r.d))
+	at := "system calls " + strings.Join(req.GetSyscalls(), ",")
+	t := tracer{id: "p1", domain: "guest", name: at, at: at, hits: &r.d.hits, rule: req.GetRule(), program: program}
+	b, err := r.ses.bind(r.t.Context(), "p1", newCallTracer(t, r.k.Profile, req.GetSyscalls(), set))
 	if err != nil {
 		r.t.Fatal(err)
 	}
