@@ -214,7 +214,6 @@ func (e *Engine) remove(id ID) error {
 		e.resume(user, e.clock())
 	}
 	delete(e.probes, id)
-	e.removed()
 	return errors.Join(e.takeOut(user), e.leaveWaiters(user))
 }
 

@@ -83,7 +83,10 @@ type Engine struct {
 	alarmIn      time.Duration
 	cancelAlarm  context.CancelFunc
 
-	firstRemoval, lastRemoval time.Time // since the last Reclaim, of a probe
+	unused struct { // copies that nobody needs: see reclaimable
+		n              int
+		since, changed time.Time
+	}
 
 	watches watches            // see watch.go
 	loose   []loose            // what pages have left: see follow.go
@@ -308,7 +311,9 @@ func (e *Engine) serve(ctx context.Context) error {
 		if e.restless() {
 			e.tend()
 		}
-		if e.set.Idle() && e.reclaimable() {
+		if !e.set.Idle() {
+			e.unused.n = 0
+		} else if e.reclaimable(time.Now()) {
 			if err := e.reclaim(); err != nil {
 				return err
 			}
@@ -430,26 +435,24 @@ const look = 5 * time.Millisecond
 // reclaimRetry is how long the guest runs between two tries to reclaim.
 const reclaimRetry = time.Millisecond
 
-// While there are more than cheapPages copies, those that nobody needs go once no
-// probe was removed for a while: for each that stays it costs Xen some work to take
-// others away (shadow.Set.Reclaim), with the domain paused. They are not waited for
-// for ever.
+// While there are more than cheapPages copies, those that nobody needs go once no other
+// one became such for a while: for each that stays it costs Xen some work to take others
+// away (shadow.Set.Reclaim), with the domain paused. They are not waited for for ever.
 const (
 	cheapPages   = 32
 	reclaimQuiet = 20 * time.Millisecond
 	reclaimLimit = time.Second
 )
 
-// removed notes that a probe went.
-func (e *Engine) removed() {
-	e.lastRemoval = time.Now()
-	if !e.set.Idle() {
-		e.firstRemoval = e.lastRemoval
+// reclaimable says whether the time for that has come. It is asked while there are some.
+func (e *Engine) reclaimable(now time.Time) bool {
+	if n := e.set.Unused(); n != e.unused.n {
+		if n < e.unused.n || e.unused.n == 0 {
+			e.unused.since = now
+		}
+		e.unused.n, e.unused.changed = n, now
 	}
-}
-
-func (e *Engine) reclaimable() bool {
-	return e.set.Pages() <= cheapPages || time.Since(e.lastRemoval) > reclaimQuiet || time.Since(e.firstRemoval) > reclaimLimit
+	return e.set.Pages() <= cheapPages || now.Sub(e.unused.changed) > reclaimQuiet || now.Sub(e.unused.since) > reclaimLimit
 }
 
 // reclaim takes away the copies of pages without patches, if the vCPUs have
@@ -478,6 +481,7 @@ func (e *Engine) reclaim() error {
 		settled, err := e.settled()
 		if settled {
 			err = errors.Join(err, e.set.Reclaim())
+			e.unused.n = e.set.Unused()
 		}
 		return errors.Join(errs, err)
 	})

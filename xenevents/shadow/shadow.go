@@ -121,6 +121,9 @@ func (s *Set) View() xenevents.View { return s.view }
 // Pages is how many shadow pages there are: each takes one spare frame.
 func (s *Set) Pages() int { return len(s.pages) }
 
+// Unused is how many of them have no patch: Reclaim takes them away.
+func (s *Set) Unused() int { return s.unused }
+
 // Insert puts an int3 at a guest physical address. original is the instruction
 // there, of length bytes; where the guest has another, the patch is displaced
 // from the start. Two patches at one address are a caller's mistake: share one.
