@@ -10,7 +10,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -88,7 +87,8 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	engine := probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Window: o.window, Domain: unlimited}
+	engine := monitor.Options()
+	engine.Window = o.window
 	for range o.rounds {
 		var report Report
 		err := host.Watch(ctx, engine, nil, func(s *monitor.Session) (err error) {
@@ -104,8 +104,6 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	return nil
 }
-
-var unlimited = probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
 
 // pairs keeps the stack pointers of entries, and looks at returns.
 type pairs map[uint64]uint64

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"os"
 
 	"github.com/hprobe/hprobe/test/xen/monitor"
@@ -61,10 +60,8 @@ func run(ctx context.Context, profile string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	unlimited := probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
-	o := probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Budget: unlimited, Domain: unlimited}
 	var report *Report
-	err = host.Watch(ctx, o, nil, func(s *monitor.Session) (err error) {
+	err = host.Watch(ctx, monitor.Options(), nil, func(s *monitor.Session) (err error) {
 		w := &watch{ctx: ctx, Session: s, begin: make(chan begin, 1)}
 		report = &w.Report
 		err = s.Engine.Do(ctx, func(xenevents.Domain) (err error) {

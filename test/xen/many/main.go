@@ -15,7 +15,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -75,9 +74,7 @@ func run(ctx context.Context, profile, pipe string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	unlimited := probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
-	o := probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Budget: unlimited, Domain: unlimited}
-	return host.Watch(ctx, o, nil, func(s *monitor.Session) error {
+	return host.Watch(ctx, monitor.Options(), nil, func(s *monitor.Session) error {
 		m := &many{Session: s, host: host, hot: map[xenevents.GVA]bool{}}
 		if err := m.find(); err != nil {
 			return err

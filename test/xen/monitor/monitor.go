@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime"
@@ -68,6 +69,12 @@ func Open(ctx context.Context, profile string, o native.Options) (*Host, error) 
 		return nil, errors.Join(err, host.Close())
 	}
 	return h, nil
+}
+
+// Options are those of an engine that suspends no probe, and says errors alone.
+func Options() probe.Options {
+	unlimited := probe.Budget{Hits: probe.Unlimited, Stalled: probe.Unlimited}
+	return probe.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})), Budget: unlimited, Domain: unlimited}
 }
 
 // Session is an engine that is attached to the guest.
