@@ -29,7 +29,7 @@ const maxOffset = 1 << 20
 // ParseLocation reads "symbol", "symbol+0x10", "module!symbol" or "0xffff…".
 func ParseLocation(text string) (Location, error) {
 	fail := func(why string) (Location, error) {
-		return Location{}, fmt.Errorf("no place for a probe: %q (%s); it is written like symbol, symbol+0x10, module!symbol or 0xffffffff81000000", text, why)
+		return Location{}, fmt.Errorf("no place for a probe: %q (%s); it is written like symbol, symbol+0x10, module!symbol, image:PATH!symbol or 0xffffffff81000000", text, why)
 	}
 	if at, ok := strings.CutPrefix(text, imagePrefix); ok {
 		return parseImage(at)

@@ -25,7 +25,7 @@ func imagePlace(at, path string) (place *controlapi.ImagePlace, err error) {
 		return nil, nil
 	}
 	loc, err := binder.ParseLocation(at)
-	if err == nil && loc.Image == "" {
+	if at == "" || err == nil && loc.Image == "" { // of a set of system calls, or in the kernel
 		err = errors.New("--image-file is for a place in a program or library: --at image:PATH!symbol")
 	}
 	if err != nil {
