@@ -121,7 +121,8 @@ func (d *Daemon) sorted(ctx context.Context, domain string) ([]*session, error) 
 	return slices.DeleteFunc(all, func(s *session) bool { return s.info.ID != info.ID }), nil
 }
 
-func (d *Daemon) newID(letter string) string {
-	d.lastID++
-	return fmt.Sprintf("%s%d", letter, d.lastID)
+// nextID is the name that the next detector gets; bind takes it, so that a request that is
+// refused leaves no gap. With mu held.
+func (d *Daemon) nextID(letter string) string {
+	return fmt.Sprintf("%s%d", letter, d.lastID+1)
 }

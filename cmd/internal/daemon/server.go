@@ -95,7 +95,7 @@ func (s *server) arm(ctx context.Context, r *controlapi.AddProbeRequest, at stri
 	if err != nil {
 		return nil, rpcError(err)
 	}
-	id := s.d.newID("p")
+	id := s.d.nextID("p")
 	det, err := plan(session, tracer{id: id, domain: session.info.Name, name: cmp.Or(r.GetName(), at), at: at, hits: &s.d.hits, rule: r.GetRule(), budget: budgetOf(r)})
 	if err != nil {
 		return nil, rpcError(errors.Join(err, s.d.releaseIfUnused(session)))
@@ -119,8 +119,10 @@ func invalid(err error) error {
 	return invalidError{err}
 }
 
-// bind arms a detector; where that fails a session made for it ends again.
+// bind arms a detector; where that fails a session made for it ends again. Its name is
+// taken then, too: a hit or a finding may have been told of it.
 func (s *server) bind(ctx context.Context, session *session, id string, det detectors.Detector) (*binding, error) {
+	s.d.lastID++
 	b, err := session.bind(ctx, id, det)
 	if err != nil {
 		return nil, errors.Join(err, s.d.releaseIfUnused(session))
@@ -205,7 +207,7 @@ func (s *server) AddStopgap(ctx context.Context, r *controlapi.AddStopgapRequest
 	if err != nil {
 		return nil, rpcError(err)
 	}
-	b, err := s.bind(ctx, session, s.d.newID("d"), det)
+	b, err := s.bind(ctx, session, s.d.nextID("d"), det)
 	if err != nil {
 		return nil, rpcError(err)
 	}
