@@ -172,8 +172,9 @@ func (b *Binder) addOne(ctx context.Context, d detectors.Detector, spec detector
 func placeOf(spec detectors.ProbeSpec) (Location, error) {
 	loc, err := ParseLocation(spec.At)
 	if err == nil && spec.PID != 0 {
-		err = loc.InProcess(spec.Return)
-	} else if err == nil && spec.Return {
+		err = loc.InProcess()
+	}
+	if err == nil && spec.Return {
 		err = loc.MayReturn()
 	}
 	return loc, err
@@ -187,11 +188,15 @@ func (b *Binder) request(d detectors.Detector, spec detectors.ProbeSpec, loc Loc
 	h.args = ArgsAt(b.kernel.Profile, loc)
 	r.Decide = b.decide(d, spec, h)
 	r.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
+	b.askReturns(&r, spec)
+	r.Budget = b.budget(&spec)
+	return r
+}
+
+func (b *Binder) askReturns(r *probe.Request, spec detectors.ProbeSpec) {
 	if spec.Return {
 		r.Return, r.Thread = true, b.thread
 	}
-	r.Budget = b.budget(&spec)
-	return r
 }
 
 // resolve finds the address; in a module it comes later.

@@ -366,7 +366,7 @@ func TestReturn(t *testing.T) {
 	if err := b.binder.Unbind(t.Context(), bound); err != nil {
 		t.Error(err)
 	}
-	for at, says := range map[string]string{"vfs_read+4": "first instruction", "do_exit": "does not return"} {
+	for at, says := range map[string]string{"vfs_read+4": "first instruction", "image:/bin/sh!main+4": "first instruction", "do_exit": "does not return"} {
 		if _, err := b.binder.Bind(t.Context(), &returner{watcher: watcher{at: []string{at}}}); err == nil {
 			t.Errorf("%s: no error", at)
 		} else if at != "do_exit" && !strings.Contains(err.Error(), says) { // which this profile has not
@@ -376,7 +376,7 @@ func TestReturn(t *testing.T) {
 			t.Errorf("%s: %v, %v", at, err, l.MayReturn())
 		}
 	}
-	for _, at := range []string{"vfs_read", "0xffffffff81000000", "m!do_exit"} {
+	for _, at := range []string{"vfs_read", "0xffffffff81000000", "m!do_exit", "image:/bin/sh!do_exit", "image:/bin/sh+0x1000"} {
 		if l, err := ParseLocation(at); err != nil || l.MayReturn() != nil {
 			t.Errorf("%s: %v, %v", at, err, l.MayReturn())
 		}

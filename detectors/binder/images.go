@@ -67,10 +67,7 @@ var errLooked = fmt.Errorf("the guest's mappings were looked at for %v, and ther
 
 // addImage puts a probe into a program or library.
 func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (_ Bound, err error) {
-	loc, err := ParseLocation(spec.At)
-	if err == nil {
-		err = loc.InProcess(spec.Return)
-	}
+	loc, err := placeOf(spec)
 	if err != nil {
 		return Bound{}, err
 	}
@@ -81,6 +78,7 @@ func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detect
 	h.read = h.readKernel
 	r := probe.Request{Name: spec.Name, Many: true, Decide: b.decide(d, spec, h), Gap: func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }}
 	r.Budget = b.budget(&spec)
+	b.askReturns(&r, spec)
 	p := &imageProbe{path: loc.Image, pid: spec.PID, comm: guestos.CommOf(spec.Comm)}
 	if p.id, err = b.engine.Add(ctx, r); err != nil {
 		return Bound{}, err
@@ -428,6 +426,9 @@ func (t *images) ended(h *probe.Hit) probe.Verdict {
 		if err := t.b.engine.Members().Leave(p.id, space); err != nil {
 			t.b.engine.Members().Miss(p.id, err)
 		}
+	}
+	if err := t.b.engine.Members().Exits(space); err != nil {
+		t.b.trouble(fmt.Errorf("a process ends: %w", err))
 	}
 	return probe.Verdict{}
 }

@@ -362,7 +362,7 @@ func TestImageRefused(t *testing.T) {
 		"--image-file":       {At: "image:/lib/image.so!sum"},
 		"no process has":     {At: "image:/lib/nosuch.so!sum"},
 		"no process 9":       {At: "image:/lib/image.so!sum", PID: 9, Image: theImage},
-		"in the kernel only": {At: "image:/lib/image.so!sum", Image: theImage, Return: true},
+		"first instruction":  {At: "image:/lib/image.so!sum+1", Image: theImage, Return: true},
 		"no place in a prog": {At: "image:lib/image.so!sum"},
 	} {
 		spec.Name = "x"

@@ -1,7 +1,6 @@
 package binder
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -72,25 +71,18 @@ var endless = []string{"do_exit", "do_group_exit", "make_task_dead", "rewind_sta
 // MayReturn says why a location is no place for a probe of returns, if it is none.
 func (l Location) MayReturn() error {
 	switch {
-	case l.Image != "":
-		return errReturnsOfUser
 	case l.Symbol != "" && l.Offset != 0:
 		return fmt.Errorf("returns are seen from a function's first instruction on: %s, not %s+%#x", l.Symbol, l.Symbol, l.Offset)
-	case l.Module == "" && slices.Contains(endless, l.Symbol):
+	case l.Module == "" && l.Image == "" && slices.Contains(endless, l.Symbol):
 		return fmt.Errorf("%s does not return", l.Symbol)
 	}
 	return nil
 }
 
-var errReturnsOfUser = errors.New("returns are seen in the kernel only: in a process the pages that calls return to would have to be followed, too")
-
 // InProcess says why a location is none in a process, if it is none.
-func (l Location) InProcess(returns bool) error {
-	switch {
-	case l.Symbol != "" && l.Image == "":
+func (l Location) InProcess() error {
+	if l.Symbol != "" && l.Image == "" {
 		return fmt.Errorf("in a process a probe is at an address, 0x401000 for instance, or in a file, image:/bin/sh!main: %s is a place in the kernel", l.Symbol)
-	case returns:
-		return errReturnsOfUser
 	}
 	return nil
 }

@@ -172,9 +172,9 @@ func (k *Kernel) Symbolize(at xenevents.GVA) (string, bool) {
 	return k.Profile.Symbolize(uint64(at) - k.Slide)
 }
 
-func (k *Kernel) read64(at uint64) (uint64, error) {
-	return k.mem.ReadUint64(k.Space, xenevents.GVA(at))
-}
+func (k *Kernel) read64(at uint64) (uint64, error) { return k.loadWord(xenevents.GVA(at)) }
+
+func (k *Kernel) loadWord(at xenevents.GVA) (uint64, error) { return k.mem.ReadUint64(k.Space, at) }
 
 func (k *Kernel) read32(at uint64) (uint32, error) {
 	return k.mem.ReadUint32(k.Space, xenevents.GVA(at))

@@ -122,10 +122,14 @@ func kernelGS(regs *xenevents.Registers) uint64 {
 }
 
 // CurrentThread is the number of the thread that a vCPU runs (Task.PID), for the
-// price of two words. load reads one of guest memory as the vCPU sees it.
+// price of two words. load reads one of guest memory as the vCPU sees it: with KPTI a
+// program does not see the kernel, so where one runs the kernel's own tables are used.
 func (k *Kernel) CurrentThread(regs *xenevents.Registers, load func(xenevents.GVA) (uint64, error)) (uint32, error) {
 	k.Prepare()
 	l := &k.task
+	if regs.CPL() != 0 {
+		load = k.loadWord
+	}
 	if l.err != nil {
 		return 0, fmt.Errorf("the running thread: %w", l.err)
 	}

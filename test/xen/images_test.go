@@ -149,7 +149,7 @@ func TestImageOfProcess(t *testing.T) {
 			says(t, h, 3, at+"shared_hidden'", "only what programs link to", "--image-file")
 			says(t, h, 3, at+"shared_hiden' --image-file /payload/copies/libshared.so", "near it: shared_hidden")
 			says(t, h, 1, at+"shared_sum' --image-file /payload/copies/newer.so", "another build", "images")
-			says(t, h, 2, at+"shared_sum' --return", "in the kernel only")
+			says(t, h, 2, at+"shared_sum+1' --return", "first instruction")
 			says(t, h, 3, at+"shared_sum' --pid 9999", "no process 9999")
 			says(t, h, 2, "hprobe probe add -d guest --at do_exit --comm x", "--comm")
 			says(t, h, 0, "hprobe status", "attached to no guest")

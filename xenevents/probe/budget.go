@@ -135,7 +135,7 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 	e.tick = now
 	var last *probe
 	for _, at := range p.users {
-		if at.lead != nil && at.lead == last {
+		if at.site != nil || at.lead != nil && at.lead == last {
 			continue
 		}
 		user := at.head()

@@ -1,6 +1,7 @@
 package probe_test
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"strings"
@@ -315,12 +316,13 @@ func TestOtherSpaces(t *testing.T) {
 		r.cpu(i).Set(func(regs *xenevents.Registers) { regs.CR3, regs.RSP = s.CR3(), top })
 	}
 	r.cpu(1).Set(func(regs *xenevents.Registers) { regs.RSP = top - 256 }) // another thread
-	r.guest.Poke(frame.GPA(), slices.Concat(code[sum], make([]byte, 32-len(code[sum])), rel(0xe8, 32, 0), []byte{0x90, 0xc3}))
+	const caller = 96
+	r.guest.Poke(frame.GPA(), slices.Concat(code[sum], bytes.Repeat([]byte{0x90}, caller-len(code[sum])), rel(0xe8, caller, 0), []byte{0x90, 0xc3}))
 	var n notes
 	id := r.request(probe.Request{Name: "u", At: user, Space: lower.AddressSpace(), Return: true, Decide: n.decide("u")})
 	r.between(func() {
 		for i := range 3 {
-			r.cpu(i).Run(sim.Repeat(2, sim.Call(user+32, uint64(i), 10))...)
+			r.cpu(i).Run(sim.Repeat(2, sim.Call(user+caller, uint64(i), 10))...)
 		}
 	})
 	for i := range 3 {
@@ -343,10 +345,10 @@ func TestOtherSpaces(t *testing.T) {
 	n.all = nil
 	r.request(probe.Request{Name: "v", At: user, Space: other.AddressSpace(), Return: true, Decide: n.decide("v")})
 	for _, i := range []int{0, 2} {
-		r.run(i, sim.Exec(user+32), sim.Exec(user))
+		r.run(i, sim.Exec(user+caller), sim.Exec(user))
 	}
 	for _, i := range []int{0, 2} {
-		r.run(i, sim.Exec(user+4), sim.Exec(user+5), sim.Exec(user+8), sim.Exec(user+12), sim.Exec(user+13), sim.Exec(user+37))
+		r.run(i, sim.Exec(user+4), sim.Exec(user+5), sim.Exec(user+8), sim.Exec(user+12), sim.Exec(user+13), sim.Exec(user+caller+5))
 	}
 	n.are(t, "u#5 v#1 u#5=10 v#1=12")
 }

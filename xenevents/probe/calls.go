@@ -8,9 +8,10 @@ import (
 // entry, used up by the return. What tells it from others is where its return
 // address is: a thread has its own stack, and a recursion its own place there.
 type call struct {
-	user *probe
-	seq  uint64 // of the entry's hit
-	site *site
+	user  *probe
+	entry uint64 // RIP there
+	seq   uint64 // of the entry's hit
+	site  *site
 	frame
 	since   uint64 // ticks, at the entry
 	checked uint64 // when its stack was seen to be there
@@ -22,9 +23,9 @@ type call struct {
 // frame is what is known of a call at its entry, and must be so at its return.
 type frame struct {
 	slot xenevents.GVA // where the return address is
-	// root is of the address space; 0 in the kernel's half, which all spaces
-	// share: a call there may end in another space than it began in (execve).
-	root   xenevents.GPA
+	// space is empty in the kernel's half, which all spaces share: a call there may
+	// end in another space than it began in (execve).
+	space  xenevents.AddressSpace
 	thread uint64
 	kept   [6]uint64 // RBP, then what else a System V function leaves as it was
 }
@@ -37,7 +38,7 @@ const noThread = ^uint64(0)
 func frameOf(h *Hit, slot uint64) frame {
 	f := frame{slot: xenevents.GVA(slot), thread: noThread}
 	if !kernelHalf(f.slot) {
-		f.root = h.Space.Root
+		f.space = h.Space
 	}
 	r := h.Regs
 	f.kept = [6]uint64{r.RBP, r.RBX, r.R12, r.R13, r.R14, r.R15}
@@ -74,7 +75,7 @@ type callTable struct {
 }
 
 func (t *callTable) chain(f *frame) **call {
-	page := uint64(f.slot)>>xenevents.PageShift ^ uint64(f.root)<<8
+	page := uint64(f.slot)>>xenevents.PageShift ^ uint64(f.space.Root)<<8
 	return &t.chains[page*0x9e37_79b9_7f4a_7c15>>54%buckets]
 }
 
@@ -146,7 +147,7 @@ func (t *callTable) drop(c *call) {
 func (t *callTable) onStack(f *frame, each func(c *call)) {
 	for c := *t.chain(f); c != nil; {
 		next := c.next
-		if c.root == f.root && c.slot.Page() == f.slot.Page() {
+		if c.space == f.space && c.slot.Page() == f.slot.Page() {
 			each(c)
 		}
 		c = next

@@ -85,18 +85,26 @@ func (e *Engine) newProbe(r Request) *probe {
 // fit has the int3 of a patch in place where somebody needs it, and takes the
 // patch away where nobody does any more.
 func (e *Engine) fit(p *patch) error {
-	if len(p.users) == 0 && p.site == nil {
+	if len(p.users) == 0 {
 		e.forgetPaused(p)
 		return e.set.Remove(p.hidden)
 	}
-	needed := p.site != nil && p.site.calls > 0 || e.pausedIn(p)
+	needed := e.pausedIn(p)
 	for _, user := range p.users {
-		needed = needed || !user.head().suspended
+		needed = needed || user.needed()
 	}
 	if needed != p.hidden.Withdrawn {
 		return nil
 	}
 	return e.set.Withdraw(p.hidden, !needed)
+}
+
+// needed says whether a probe needs its int3 now.
+func (u *probe) needed() bool {
+	if u.site != nil {
+		return u.site.calls > 0
+	}
+	return !u.head().suspended
 }
 
 // patchAt finds the patch at an address or makes one.
@@ -106,7 +114,7 @@ func (e *Engine) patchAt(r Request, at xenevents.GPA) (*patch, error) {
 		if r.Step == Auto || r.Step == p.step {
 			return p, nil
 		}
-		if len(p.users) > 0 {
+		if slices.ContainsFunc(p.users, func(u *probe) bool { return u.site == nil }) {
 			return nil, fmt.Errorf("another probe is at %v and steps over it by %v", r.At, p.step)
 		}
 		step, err := e.chooseStep(r.Step, p.insn) // to returns all ways are as good
@@ -225,11 +233,12 @@ func (e *Engine) takeOut(user *probe) error {
 		return e.lift(user, "")
 	case user.watch != nil:
 		return e.unwatch(user)
-	case user.Many:
-		return e.removeMany(user)
 	}
 	err := errors.Join(e.forget(user), e.leaveSites(user))
-	if user.follow != nil {
+	switch {
+	case user.Many:
+		return errors.Join(err, e.removeMany(user))
+	case user.follow != nil:
 		return errors.Join(err, e.removeFollowed(user))
 	}
 	e.forgetPaused(user.patch)

@@ -111,8 +111,7 @@ type patch struct {
 	hidden *shadow.Patch
 	insn   insn
 	step   StepOver
-	users  []*probe
-	site   *site // calls of other probes return here
+	users  []*probe // those that stand for sites among them
 }
 
 type probe struct {
@@ -126,6 +125,7 @@ type probe struct {
 	follow        *followed // nil: of a Request without Follow
 	watch         *watched  // nil: of a Request
 	unplaced      string    // why a probe with Placed is at no place
+	site          *site     // that it stands for; nil: it is of a Request or a Member
 
 	// Of a Request with Many, and of its members: see members.go.
 	lead      *probe // of a member
@@ -138,8 +138,8 @@ type probe struct {
 	billed    uint64 // the last hit that it was charged with
 
 	returns, lost uint64
-	told          bool          // the log, that one can not be seen
-	noSite        xenevents.GVA // where a call came from that can't be probed
+	told          bool  // the log, that one can not be seen
+	noSite        place // where a call came from that can't be probed
 
 	budget    Budget
 	meter     meter

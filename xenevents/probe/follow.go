@@ -40,19 +40,20 @@ const (
 	maxLoose  = 4 * pagewatch.MaxWatches
 )
 
+// errNoFollow says that this host has no way to let a write of the guest happen and
+// look at once what came of it.
+var errNoFollow = &xenevents.UnsupportedError{Feature: "probes that follow their page", Need: "a CPU with the monitor trap flag"}
+
 // addFollowed is add for a Request with Follow.
 func (e *Engine) addFollowed(r Request) (ID, error) {
 	if !e.fast {
-		return 0, &xenevents.UnsupportedError{Feature: "probes that follow their page", Need: "a CPU with the monitor trap flag"}
-	}
-	if r.Return {
-		return 0, errors.New("a probe that follows its page can't see returns: the pages that calls return to would have to be followed, too")
+		return 0, errNoFollow
 	}
 	f := &followed{}
 	u := e.newProbe(r)
 	u.follow = f
 	var err error
-	if f.watch, err = e.pages.Add(u.spaces.user, r.At, u); err != nil {
+	if f.watch, err = e.watchPage(u); err != nil {
 		return 0, err
 	}
 	if _, err := f.watch.Where(); err == nil {
@@ -187,6 +188,11 @@ func (e *Engine) moved(changes []pagewatch.Change) {
 			if u.lead != nil {
 				u.lead.forgetMember(u)
 			}
+			if u.site != nil {
+				if err := e.endSite(u.site); err != nil {
+					e.log.Error("give up where calls of a process return to that has ended", "at", u.At, "err", err)
+				}
+			}
 		case pagewatch.PageMapped, pagewatch.PageMoved:
 			if c.Kind == pagewatch.PageMapped && !e.prepared(u) && !e.isStill(u) {
 				continue
@@ -293,7 +299,7 @@ func (e *Engine) learn(gfn xenevents.GFN) {
 	}
 	for _, hidden := range e.set.Displaced(gfn) {
 		p := hidden.Owner.(*patch)
-		if len(p.users) == 0 || p.site != nil || slices.ContainsFunc(p.users, func(u *probe) bool { return u.follow == nil || u.follow.codeLen > 0 }) {
+		if len(p.users) == 0 || slices.ContainsFunc(p.users, func(u *probe) bool { return u.follow == nil || u.follow.codeLen > 0 }) {
 			continue
 		}
 		r := p.users[0].Request

@@ -460,9 +460,6 @@ func TestFollowPaused(t *testing.T) {
 func TestFollowRefuses(t *testing.T) {
 	r := newRig(t, sim.Config{})
 	p := r.newProcess(true)
-	if _, err := p.engine.Add(context.Background(), probe.Request{At: userSum, Space: p.space.AddressSpace(), Follow: true, Return: true}); err == nil {
-		t.Error("it sees returns")
-	}
 	p.space.Map(codeAt, r.gpa(codeAt).GFN())
 	p.mustFollow()
 	var wrote error

@@ -89,10 +89,7 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 		err = either(e.fit(p), e.carryOut(ev, p, h))
 		return either(err, e.charge(p, nil))
 	}
-	site := p.site
-	if site != nil && site.calls == 0 {
-		site = nil // the int3 is there for others
-	}
+	site := p.siteOf(h)
 	if site != nil {
 		err = e.returned(h, site)
 	}
@@ -107,10 +104,27 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 	return either(err, e.charge(p, site))
 }
 
+// siteOf is the site that a hit is at, if calls return there; else the int3 is there
+// for others.
+func (p *patch) siteOf(h *Hit) *site {
+	for _, u := range p.users {
+		if u.site != nil && u.site.calls > 0 && u.sees(h) {
+			return u.site
+		}
+	}
+	return nil
+}
+
 // count says whose a hit is, and that it passed the others.
 func (e *Engine) count(h *Hit, p *patch) {
 	passed := false
 	for _, user := range p.users {
+		if user.site != nil {
+			if user.site.calls > 0 && !user.sees(h) {
+				user.site.passed()
+			}
+			continue
+		}
 		if !user.sees(h) {
 			passed = true
 			continue
@@ -136,7 +150,7 @@ type asked struct {
 // ask asks them, until one says that its verdict comes later.
 func (e *Engine) ask(h *Hit, a *asked) {
 	for i, at := range a.users {
-		if !at.sees(h) {
+		if at.site != nil || !at.sees(h) {
 			continue
 		}
 		user := at.head()

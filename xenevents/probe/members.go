@@ -95,13 +95,13 @@ func (m Members) Leave(id ID, space xenevents.AddressSpace) (err error) {
 	return err
 }
 
+// Exits is told that a process ends: nothing that returns there is waited for.
+func (m Members) Exits(space xenevents.AddressSpace) error { return m.e.leaveSitesIn(space) }
+
 // addMany is add for a Request with Many.
 func (e *Engine) addMany(r Request) (ID, error) {
 	if !e.fast {
-		return 0, &xenevents.UnsupportedError{Feature: "probes that follow their page", Need: "a CPU with the monitor trap flag"}
-	}
-	if r.Return {
-		return 0, errors.New("a probe in many processes can't see returns: the pages that calls return to would have to be followed, too")
+		return 0, errNoFollow
 	}
 	e.lastID++
 	u := &probe{Request: r, id: e.lastID, budget: r.Budget.or(e.each)}
@@ -124,7 +124,7 @@ func (e *Engine) join1(lead *probe, one Member) error {
 	u := e.newProbe(r)
 	u.lead, u.follow, u.still, u.expected = lead, f, one.Still, one.Code
 	var err error
-	if f.watch, err = e.pages.Add(u.spaces.user, r.At, u); err != nil {
+	if f.watch, err = e.watchPage(u); err != nil {
 		return err
 	}
 	lead.members = append(lead.members, u)
@@ -181,7 +181,7 @@ func (e *Engine) passedBy(p *patch) {
 	var last *probe
 	for _, user := range p.users {
 		head := user.head()
-		if head == last { // a library has many users
+		if head == last || user.site != nil { // a library has many users
 			continue
 		}
 		if head.took == e.hitNo || head.let == e.hitNo {

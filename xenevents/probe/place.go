@@ -94,7 +94,7 @@ func (e *Engine) lift(u *probe, why string) error {
 	}
 	err := errors.Join(e.forget(u), e.leaveSites(u))
 	e.forgetPaused(p)
-	u.patch, u.At, u.noSite = nil, 0, 0
+	u.patch, u.At, u.noSite = nil, 0, place{}
 	return errors.Join(err, e.leave(p, u))
 }
 
@@ -103,18 +103,9 @@ func (e *Engine) lift(u *probe, why string) error {
 // call was of. Only where Place may be called.
 func (e *Engine) Vacate(from, to xenevents.GVA) (err error) {
 	for _, s := range slices.Clone(e.sites) {
-		if s.at < from || s.at >= to {
-			continue
+		if at := s.probe.At; at >= from && at < to {
+			err = either(err, e.endSite(s))
 		}
-		for c := e.calls.oldest; c != nil; {
-			newer := c.newer
-			if c.site == s {
-				err = either(err, e.lose(c))
-			}
-			c = newer
-		}
-		e.forgetPaused(s.patch)
-		err = either(err, e.dropSite(s))
 	}
 	return err
 }

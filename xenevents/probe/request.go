@@ -75,10 +75,9 @@ type Request struct {
 	// Return asks for the end of each call as well: Decide is called once more,
 	// with Hit.Return, when the function has returned to its caller. Only for
 	// the first instruction of a function, where RSP points to the return
-	// address. Space must not end before the probe does, in the kernel's half
-	// too. In the lower half that is what the process says: what precedes it must
-	// look like a call, but only for a process that one trusts is it one. Not with
-	// Follow: the pages that calls return to would have to be followed, too.
+	// address. In the kernel's half Space must not end before the probe does. In the
+	// lower half the pages that calls return to are followed as with Follow, and a call
+	// whose return address is not known to be where an instruction begins is Lost.
 	Return bool
 	// Thread says who runs, for Return: what no two threads have that use the
 	// same stack one after the other. It is asked at entry and return, as Decide

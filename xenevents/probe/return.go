@@ -5,34 +5,20 @@ import (
 	"fmt"
 	"slices"
 
-	"golang.org/x/arch/x86/x86asm"
-
 	"github.com/hprobe/hprobe/xenevents"
 )
 
-// Bounds on what is kept for returns, if Options do not say.
-const (
-	defaultCalls = 4096
-	defaultSites = 1024
-)
-
-// site is an address that calls of probed functions return to. Its int3 is there
-// while one of those calls is under way, and costs one byte written to come and go;
-// the patch stays, so that a call of a known caller costs no page.
-type site struct {
-	patch *patch
-	at    xenevents.GVA
-	calls int      // that have not returned
-	users []*probe // whose calls came from here
-}
+// defaultCalls bounds the calls that are kept, if Options do not say.
+const defaultCalls = 4096
 
 // enter notes a call of a function that is probed for its return. The vCPU waits
 // at the entry meanwhile: no return is missed.
 func (e *Engine) enter(h *Hit, p *patch) (err error) {
 	var f frame
 	var s *site
-	for _, user := range slices.Backward(p.users) { // calls are found the youngest first
-		if !user.Return || !user.sees(h) {
+	for _, at := range slices.Backward(p.users) { // calls are found the youngest first
+		user := at.head()
+		if at.site != nil || !user.Return || !at.sees(h) {
 			continue
 		}
 		if user.failed != "" {
@@ -42,7 +28,7 @@ func (e *Engine) enter(h *Hit, p *patch) (err error) {
 		first := s == nil
 		to, e2 := h.returnAddress()
 		if e2 == nil {
-			s, e2 = e.siteAt(user, h.Space, xenevents.GVA(to))
+			s, e2 = e.siteAt(user, h, xenevents.GVA(to))
 		}
 		if e2 != nil {
 			e.missed(user, e2)
@@ -54,19 +40,19 @@ func (e *Engine) enter(h *Hit, p *patch) (err error) {
 			err = e.clearStack(&f, func(c *call) bool {
 				// At its very place only a function that jumped to this one can
 				// still be under way.
-				return c.slot > f.slot || c.slot == f.slot && c.site == s && c.user.patch != p && c.sameThread(&f)
+				return c.slot > f.slot || c.slot == f.slot && c.site == s && c.entry != h.Regs.RIP && c.sameThread(&f)
 			})
 		}
 		if e.calls.n >= e.calls.max {
 			e.stats.Evicted++
 			err = either(err, e.lose(e.calls.oldest))
 		}
-		e.calls.push(call{user: user, seq: user.hits, site: s, frame: f, since: e.tick, checked: e.tick})
+		e.calls.push(call{user: user, entry: h.Regs.RIP, seq: user.hits, site: s, frame: f, since: e.tick, checked: e.tick})
 	}
 	if s == nil {
 		return nil
 	}
-	return either(err, e.fit(s.patch))
+	return either(err, e.fitAll(s.probe))
 }
 
 // ask has a probe say which thread runs.
@@ -119,9 +105,9 @@ func (e *Engine) clearStack(f *frame, lives func(*call) bool) (err error) {
 // lose drops a call whose return was not seen.
 func (e *Engine) lose(c *call) error {
 	c.user.lost++
-	p := c.site.patch
+	s := c.site
 	e.calls.drop(c)
-	return e.fit(p)
+	return e.fitAll(s.probe)
 }
 
 // swept is how many calls are looked at at a time.
@@ -136,9 +122,9 @@ func (e *Engine) sweep(now uint64) error {
 		if c == nil || since(now, c.checked) < e.window {
 			return nil
 		}
-		space := c.user.Space
-		if !kernelHalf(c.slot) {
-			space.Root = c.root
+		space := c.space
+		if kernelHalf(c.slot) {
+			space = c.user.Space
 		}
 		if _, err := e.mem.Translate(space, c.slot); !errors.Is(err, xenevents.ErrNotMapped) {
 			e.calls.renew(c, now)
@@ -153,126 +139,17 @@ func (e *Engine) sweep(now uint64) error {
 }
 
 // forget drops all calls of a probe.
-func (e *Engine) forget(user *probe) (err error) {
+func (e *Engine) forget(user *probe) error {
+	return e.loseAll(func(c *call) bool { return c.user == user })
+}
+
+func (e *Engine) loseAll(which func(*call) bool) (err error) {
 	for c := e.calls.oldest; c != nil; {
 		newer := c.newer
-		if c.user == user {
+		if which(c) {
 			err = either(err, e.lose(c))
 		}
 		c = newer
-	}
-	return err
-}
-
-// siteAt finds the site at an address or makes one.
-func (e *Engine) siteAt(user *probe, space xenevents.AddressSpace, at xenevents.GVA) (*site, error) {
-	if at == user.noSite {
-		return nil, errNoSite
-	}
-	t, err := e.mem.Translate(space, at)
-	if err != nil {
-		return nil, err
-	}
-	if hidden, _ := e.set.Find(t.GPA.GFN(), t.GPA.Offset()); hidden != nil {
-		if s := hidden.Owner.(*patch).site; s != nil {
-			if !slices.Contains(s.users, user) {
-				s.users = append(s.users, user)
-			}
-			return s, nil
-		}
-	}
-	s, err := e.newSite(user, space, at, t.GPA)
-	if err != nil {
-		if !errors.Is(err, errFull) {
-			user.noSite = at // and is not tried again at each hit
-		}
-		return nil, fmt.Errorf("to %v: %w", at, err)
-	}
-	return s, nil
-}
-
-var (
-	errNoSite = errors.New("there can be no probe where it returns to")
-	errFull   = errors.New("calls from too many places are under way")
-)
-
-func (e *Engine) newSite(user *probe, space xenevents.AddressSpace, at xenevents.GVA, where xenevents.GPA) (*site, error) {
-	switch {
-	case kernelHalf(at) != kernelHalf(user.At):
-		return nil, fmt.Errorf("a return from %v", user.At)
-	case !e.afterCall(space, at):
-		return nil, errors.New("there is no call before it")
-	}
-	if err := e.roomForSite(); err != nil {
-		return nil, err
-	}
-	// It may take a page, with the domain paused: others have their replies before.
-	if err := e.events.Flush(); err != nil {
-		return nil, err
-	}
-	p, err := e.patchAt(Request{At: at, Space: space}, where)
-	if err != nil {
-		return nil, err
-	}
-	p.site = &site{patch: p, at: at, users: []*probe{user}}
-	e.sites = append(e.sites, p.site)
-	return p.site, nil
-}
-
-// afterCall says whether a call instruction ends at an address. What is on a
-// stack is the guest's word only: an int3 in the middle of an instruction would
-// make another of it.
-func (e *Engine) afterCall(space xenevents.AddressSpace, at xenevents.GVA) bool {
-	const longest = 7
-	var b [longest]byte
-	code := b[:]
-	if _, err := e.mem.ReadGVA(space, code, at-longest); err != nil {
-		code = b[:min(at.Offset(), longest)]
-		if _, err := e.mem.ReadGVA(space, code, at-xenevents.GVA(len(code))); err != nil {
-			return false
-		}
-	}
-	for n := 2; n <= len(code); n++ {
-		if x, err := x86asm.Decode(code[len(code)-n:], 64); err == nil && x.Len == n && x.Op == x86asm.CALL {
-			return true
-		}
-	}
-	return false
-}
-
-// roomForSite gives a site up that no call needs, if there are too many.
-func (e *Engine) roomForSite() error {
-	if len(e.sites) < e.maxSites {
-		return nil
-	}
-	for _, s := range e.sites {
-		if s.calls == 0 && !e.pausedIn(s.patch) {
-			return e.dropSite(s)
-		}
-	}
-	return errFull
-}
-
-func (e *Engine) dropSite(s *site) error {
-	e.sites = slices.DeleteFunc(e.sites, func(o *site) bool { return o == s })
-	s.patch.site = nil
-	return e.fit(s.patch)
-}
-
-// leaveSites takes a probe off the sites that its calls returned to, and gives up
-// those that are no other's.
-func (e *Engine) leaveSites(user *probe) (err error) {
-	for _, s := range slices.Clone(e.sites) {
-		if !slices.Contains(s.users, user) {
-			continue
-		}
-		e.forgetPaused(s.patch)
-		s.users = slices.DeleteFunc(s.users, func(u *probe) bool { return u == user })
-		if len(s.users) > 0 {
-			err = either(err, e.fit(s.patch))
-			continue
-		}
-		err = either(err, e.dropSite(s))
 	}
 	return err
 }
@@ -303,11 +180,7 @@ func (e *Engine) returned(h *Hit, s *site) error {
 	})
 	e.now.back = back
 	if len(back) == 0 {
-		for _, user := range s.users {
-			if !user.suspended {
-				user.passed++
-			}
-		}
+		s.passed()
 		return err
 	}
 	h.taken = true
@@ -316,7 +189,7 @@ func (e *Engine) returned(h *Hit, s *site) error {
 			e.calls.drop(c)
 		}
 	})
-	err = either(err, e.fit(s.patch))
+	err = either(err, e.fitAll(s.probe))
 	for i := range back {
 		c := &back[i]
 		c.user.returns++

@@ -297,8 +297,10 @@ func (r *rig) call(at xenevents.GVA, args ...uint64) uint64 {
 }
 
 // gpa is where an address of the guest is.
-func (r *rig) gpa(at xenevents.GVA) xenevents.GPA {
-	table := r.space.AddressSpace().Root
+func (r *rig) gpa(at xenevents.GVA) xenevents.GPA { return r.gpaIn(r.space, at) }
+
+func (r *rig) gpaIn(space *sim.Space, at xenevents.GVA) xenevents.GPA {
+	table := space.AddressSpace().Root
 	for level := 4; level >= 1; level-- {
 		entry := r.guest.Peek(table+xenevents.GPA(uint64(at)>>(12+9*(level-1))&511*8), 8)
 		table = xenevents.GPA(binary.LittleEndian.Uint64(entry) &^ xenevents.PageMask)

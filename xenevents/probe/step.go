@@ -27,14 +27,48 @@ func decode(b []byte) (insn, error) {
 	if bytes.HasPrefix(b, endbr64) {
 		return insn{length: len(endbr64), text: "endbr64", emulate: true}, nil
 	}
-	x, err := x86asm.Decode(b, 64)
-	if err == nil && x.Op == 0 { // a prefix alone: what comes behind it is cut off or unknown
-		err = x86asm.ErrUnrecognized
-	}
+	x, err := parse(b)
 	if err != nil {
 		return insn{}, fmt.Errorf("no instruction that hprobe knows: % x: %w", b[:min(len(b), shadow.MaxInsn)], err)
 	}
 	return insn{length: x.Len, text: x86asm.GNUSyntax(x, 0, nil), emulate: emulated(&x), repeats: repeats(&x)}, nil
+}
+
+// lengthOf is the length of the instruction at the start of b.
+func lengthOf(b []byte) (int, error) {
+	if bytes.HasPrefix(b, endbr64) {
+		return len(endbr64), nil
+	}
+	x, err := parse(b)
+	return x.Len, err
+}
+
+// parse is x86asm.Decode without what that gets wrong.
+func parse(b []byte) (x86asm.Inst, error) {
+	x, err := x86asm.Decode(b, 64)
+	switch {
+	case err != nil:
+	case x.Op == 0: // a prefix alone: what comes behind it is cut off or unknown
+		err = x86asm.ErrUnrecognized
+	case x.Op == x86asm.VZEROUPPER, x.Op == x86asm.VZEROALL: // have no operands: it takes a byte too many
+		x.Len--
+	case vector(&x) && len(b) < shadow.MaxInsn: // it goes on past the end of b, as if there were a zero
+		var whole [shadow.MaxInsn]byte
+		copy(whole[:], b)
+		if x, err = x86asm.Decode(whole[:], 64); err == nil && x.Len > len(b) {
+			err = x86asm.ErrTruncated
+		}
+	}
+	return x, err
+}
+
+// vector says whether an instruction has a VEX or EVEX prefix.
+func vector(x *x86asm.Inst) bool {
+	switch x.Prefix[0] & 0xff {
+	case 0x62, 0xc4, 0xc5:
+		return true
+	}
+	return false
 }
 
 // repeats says whether it is a string instruction with a repeat prefix.

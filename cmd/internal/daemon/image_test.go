@@ -17,7 +17,7 @@ func TestImageRequests(t *testing.T) {
 	for want, r := range map[string]*controlapi.AddProbeRequest{
 		"--comm and --image-file": {At: "do_exit", Comm: "x"},
 		"for a place in":          {At: "0x401000", Pid: 1, Image: &controlapi.ImagePlace{}},
-		"in the kernel only":      {At: "image:/bin/sh!main", Returns: true},
+		"first instruction":       {At: "image:/bin/sh!main+4", Returns: true},
 		"image:/bin/sh!main":      {At: "image:bin/sh!main"},
 		"image:/bin/sh":           {At: "main", Pid: 7},
 	} {

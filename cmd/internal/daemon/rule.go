@@ -35,7 +35,7 @@ func compile(p *isf.Profile, at binder.Location, returns bool, r *controlapi.Rul
 	place := condition.Place{Entry: at.Symbol != "" && at.Offset == 0, Args: binder.ArgsAt(p, at)}
 	if returns && r != nil {
 		place.Ends = true
-		if at.Module == "" { // its function may have the name of one of the kernel's
+		if at.Module == "" && at.Image == "" { // its function may have the name of one of the kernel's
 			f, _ := p.Func(at.Symbol)
 			place.Result = f.Return
 		}

@@ -67,13 +67,13 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 		return s.addSyscalls(ctx, r)
 	}
 	at, err := binder.ParseLocation(r.GetAt())
-	switch inImage := at.Image != ""; {
-	case err != nil:
-	case !inImage && ofImage(r):
+	if err == nil && at.Image == "" && ofImage(r) {
 		err = errOnlyInImages
-	case inImage, r.GetPid() != 0:
-		err = at.InProcess(r.GetReturns())
-	case r.GetReturns():
+	}
+	if err == nil && r.GetPid() != 0 {
+		err = at.InProcess()
+	}
+	if err == nil && r.GetReturns() {
 		err = at.MayReturn()
 	}
 	if err != nil {
