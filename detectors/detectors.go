@@ -117,6 +117,8 @@ type Hit interface {
 	Process() (p Process, ok bool)
 	// Running is the same, read only as far as it is asked for.
 	Running() Running
+	// Stack is who called whom: in the kernel, in the program, or both.
+	Stack(kernel, user bool) Stack
 	// Write writes guest virtual memory, as the vCPU sees it: at most MaxWrite
 	// bytes, and nothing where the guest's page tables don't let it write. Another
 	// vCPU may read them before the guest's own code does, and write over them.
@@ -135,6 +137,20 @@ type Syscall struct {
 type SyscallHit interface {
 	Hit
 	Syscall() Syscall
+}
+
+// Stack is one of each, the innermost frame first. What it says is the guest's, and of
+// a program that keeps no frame pointers it is little.
+type Stack struct {
+	Kernel, User []Frame
+	Err          error // why one of them ends early
+}
+
+// Frame is one of a stack. Text is where it is: "do_exit+0x12", "vuln!vuln_copy+0x8",
+// "/bin/busybox+0x1234" by the file's offset, or the address. It is the guest's: quote it.
+type Frame struct {
+	At   xenevents.GVA
+	Text string
 }
 
 // MaxWrite is how many bytes Hit.Write takes.
@@ -172,6 +188,10 @@ type Arg struct {
 type Process struct {
 	PID, TID uint32 // in the guest's first PID name space
 	Comm     string
+	// UID is the real user, in the first user name space; Started when the thread was
+	// started, in nanoseconds since the guest's boot. nil where unknown.
+	UID     *uint32
+	Started *uint64
 }
 
 // Severity says how bad a finding is.

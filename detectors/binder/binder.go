@@ -186,6 +186,7 @@ func (b *Binder) request(d detectors.Detector, spec detectors.ProbeSpec, loc Loc
 	h := &hit{kernel: b.kernel}
 	h.read = h.readKernel
 	h.args = ArgsAt(b.kernel.Profile, loc)
+	h.entry = spec.Return || len(h.args) > 0
 	r.Decide = b.decide(d, spec, h)
 	r.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
 	b.askReturns(&r, spec)
@@ -314,6 +315,7 @@ type hit struct {
 	*probe.Hit
 	kernel  *guestos.Kernel
 	args    []guestos.Arg
+	entry   bool // it is at a function's first instruction
 	running guestos.Running
 	read    guestos.Reader // readKernel, made once
 }
@@ -373,7 +375,46 @@ func (h *hit) Process() (detectors.Process, bool) {
 	if err != nil {
 		return detectors.Process{}, false
 	}
-	return detectors.Process{PID: t.TGID, TID: t.PID, Comm: t.Comm}, true
+	p := detectors.Process{PID: t.TGID, TID: t.PID, Comm: t.Comm}
+	r := h.kernel.Running(h.Regs, h.read)
+	if uid, err := r.UID(); err == nil {
+		p.UID = &uid
+	}
+	if at, err := r.StartTime(); err == nil {
+		p.Started = &at
+	}
+	return p, true
+}
+
+func (h *hit) Stack(kernel, user bool) (s detectors.Stack) {
+	k, r := h.kernel, h.Regs
+	from := guestos.UserFrame{IP: xenevents.GVA(r.RIP), SP: xenevents.GVA(r.RSP), BP: xenevents.GVA(r.RBP), BPKnown: true}
+	inUser := r.CPL() != 0
+	if !inUser {
+		stack := k.UnwindKernel(r)
+		s.Err = stack.Err
+		for _, f := range stack.Frames {
+			if kernel {
+				s.Kernel = append(s.Kernel, detectors.Frame{At: f.At, Text: k.FrameText(f)})
+			}
+		}
+		if stack.User == nil {
+			return s
+		}
+		from = *stack.User
+	}
+	if !user {
+		return s
+	}
+	o, err := k.RunningOwner(r)
+	if err != nil {
+		s.Err = errors.Join(s.Err, err)
+		return s
+	}
+	for _, f := range k.UnwindUser(h.Space, o.Memory, from, inUser && h.entry && !h.Hit.Return) {
+		s.User = append(s.User, detectors.Frame{At: f.At, Text: k.UserFrameText(o.Memory, f)})
+	}
+	return s
 }
 
 func (h *hit) Running() detectors.Running { return &h.running }

@@ -76,6 +76,7 @@ func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detect
 	defer t.mu.Unlock()
 	h := &hit{kernel: b.kernel, args: ArgsAt(b.kernel.Profile, loc)}
 	h.read = h.readKernel
+	h.entry = spec.Return || len(h.args) > 0
 	r := probe.Request{Name: spec.Name, Many: true, Decide: b.decide(d, spec, h), Gap: func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }}
 	r.Budget = b.budget(&spec)
 	b.askReturns(&r, spec)

@@ -49,6 +49,9 @@ type Kernel struct {
 	mappingOnce, fileOnce sync.Once
 	mapping               mappingLayout
 	file                  fileLayout
+
+	orcOnce sync.Once
+	orc     orcLayout
 }
 
 // Domain is what is read of a guest.

@@ -134,7 +134,30 @@ func hitLine(h *controlapi.Hit) string {
 	if h.GetAction() != "" {
 		what += "  " + plain(h.GetAction())
 	}
-	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(), process(h.GetProcess()), what)
+	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(), process(h.GetProcess()), what) + stackLines(h)
+}
+
+// stackLines are a hit's stacks, each frame on a line of its own below the hit.
+func stackLines(h *controlapi.Hit) string {
+	var b strings.Builder
+	of := ""
+	for _, f := range h.GetStack() {
+		whose := "kernel"
+		if f.GetUser() {
+			whose = "user"
+		}
+		if whose == of {
+			whose = ""
+		}
+		fmt.Fprintf(&b, "\n    %-6s  %s", whose, plain(f.GetText()))
+		if whose != "" {
+			of = whose
+		}
+	}
+	if why := h.GetStackError(); why != "" {
+		fmt.Fprintf(&b, "\n    %-6s  … %s", "", plain(why))
+	}
+	return b.String()
 }
 
 // result is what a function returned: an errno if it looks like one.

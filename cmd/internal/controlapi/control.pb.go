@@ -42,6 +42,7 @@ type AddProbeRequest struct {
 	// Over one of these it is suspended for a while; 0: the default.
 	MaxHits       uint64 `protobuf:"varint,31,opt,name=max_hits,json=maxHits,proto3" json:"max_hits,omitempty"`    // in a second
 	MaxStall      uint32 `protobuf:"varint,32,opt,name=max_stall,json=maxStall,proto3" json:"max_stall,omitempty"` // percent of a second that vCPUs wait for it
+	Stack         string `protobuf:"bytes,33,opt,name=stack,proto3" json:"stack,omitempty"`                        // with each hit: kernel, user, all; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -165,6 +166,13 @@ func (x *AddProbeRequest) GetMaxStall() uint32 {
 		return x.MaxStall
 	}
 	return 0
+}
+
+func (x *AddProbeRequest) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
 }
 
 // ImagePlace is a place in the file of a user program or library.
@@ -1273,7 +1281,9 @@ type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	Tid           uint32                 `protobuf:"varint,2,opt,name=tid,proto3" json:"tid,omitempty"`
-	Comm          string                 `protobuf:"bytes,3,opt,name=comm,proto3" json:"comm,omitempty"` // the guest's: quote it
+	Comm          string                 `protobuf:"bytes,3,opt,name=comm,proto3" json:"comm,omitempty"`                                   // the guest's: quote it
+	Uid           *uint32                `protobuf:"varint,4,opt,name=uid,proto3,oneof" json:"uid,omitempty"`                              // the real one; absent: not known
+	StartTime     *uint64                `protobuf:"varint,5,opt,name=start_time,json=startTime,proto3,oneof" json:"start_time,omitempty"` // of the thread, in nanoseconds since the guest's boot
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1327,6 +1337,20 @@ func (x *Process) GetComm() string {
 		return x.Comm
 	}
 	return ""
+}
+
+func (x *Process) GetUid() uint32 {
+	if x != nil && x.Uid != nil {
+		return *x.Uid
+	}
+	return 0
+}
+
+func (x *Process) GetStartTime() uint64 {
+	if x != nil && x.StartTime != nil {
+		return *x.StartTime
+	}
+	return 0
 }
 
 type Argument struct {
@@ -1417,12 +1441,14 @@ type Hit struct {
 	Arguments    []*Argument            `protobuf:"bytes,8,rep,name=arguments,proto3" json:"arguments,omitempty"`
 	// How many hits this stream lost just before, because its reader was slow.
 	Lost          uint64   `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
-	Returned      bool     `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"` // the end of the call whose entry has the same seq
-	Value         uint64   `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`       // that it returned
-	Ticks         uint64   `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`       // that it took, in TSC ticks
-	Count         uint64   `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`       // of matches of its key, where the rule counts
-	Action        string   `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`      // what the rule did or would have done; empty: nothing
-	Syscall       *Syscall `protobuf:"bytes,30,opt,name=syscall,proto3" json:"syscall,omitempty"`    // of a probe of a set of system calls
+	Returned      bool     `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"`                      // the end of the call whose entry has the same seq
+	Value         uint64   `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`                            // that it returned
+	Ticks         uint64   `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`                            // that it took, in TSC ticks
+	Count         uint64   `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`                            // of matches of its key, where the rule counts
+	Action        string   `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`                           // what the rule did or would have done; empty: nothing
+	Syscall       *Syscall `protobuf:"bytes,30,opt,name=syscall,proto3" json:"syscall,omitempty"`                         // of a probe of a set of system calls
+	Stack         []*Frame `protobuf:"bytes,31,rep,name=stack,proto3" json:"stack,omitempty"`                             // the innermost first, the kernel's before the program's
+	StackError    string   `protobuf:"bytes,32,opt,name=stack_error,json=stackError,proto3" json:"stack_error,omitempty"` // why it ends early; empty: it does not, or nobody can tell
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1562,6 +1588,81 @@ func (x *Hit) GetSyscall() *Syscall {
 	return nil
 }
 
+func (x *Hit) GetStack() []*Frame {
+	if x != nil {
+		return x.Stack
+	}
+	return nil
+}
+
+func (x *Hit) GetStackError() string {
+	if x != nil {
+		return x.StackError
+	}
+	return ""
+}
+
+// Frame is one of a stack.
+type Frame struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       uint64                 `protobuf:"varint,1,opt,name=address,proto3" json:"address,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // do_exit+0x12, module!function+0x8, PATH+0x1234 (an offset in the file); the guest's: quote it
+	User          bool                   `protobuf:"varint,3,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Frame) Reset() {
+	*x = Frame{}
+	mi := &file_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Frame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Frame) ProtoMessage() {}
+
+func (x *Frame) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Frame.ProtoReflect.Descriptor instead.
+func (*Frame) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Frame) GetAddress() uint64 {
+	if x != nil {
+		return x.Address
+	}
+	return 0
+}
+
+func (x *Frame) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Frame) GetUser() bool {
+	if x != nil {
+		return x.User
+	}
+	return false
+}
+
 // Syscall is a system call; of a 32-bit program (compat) number and name are i386's.
 type Syscall struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1574,7 +1675,7 @@ type Syscall struct {
 
 func (x *Syscall) Reset() {
 	*x = Syscall{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1687,7 @@ func (x *Syscall) String() string {
 func (*Syscall) ProtoMessage() {}
 
 func (x *Syscall) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1700,7 @@ func (x *Syscall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
 func (*Syscall) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Syscall) GetName() string {
@@ -1634,7 +1735,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1747,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1760,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FindingsRequest) GetDomain() string {
@@ -1693,7 +1794,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1806,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1819,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Fact) GetName() string {
@@ -1755,7 +1856,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1868,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1881,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Finding) GetTimeUnixNano() int64 {
@@ -1875,7 +1976,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1988,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2001,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 type StatusResponse struct {
@@ -1917,7 +2018,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2030,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2043,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2005,7 +2106,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2118,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2131,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Session) GetDomain() string {
@@ -2100,7 +2201,7 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\x11hprobe.control.v1\"\x8a\x03\n" +
+	"\rcontrol.proto\x12\x11hprobe.control.v1\"\xa0\x03\n" +
 	"\x0fAddProbeRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -2114,7 +2215,8 @@ const file_control_proto_rawDesc = "" +
 	"\x05image\x18\x17 \x01(\v2\x1d.hprobe.control.v1.ImagePlaceR\x05image\x121\n" +
 	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\x12\x19\n" +
 	"\bmax_hits\x18\x1f \x01(\x04R\amaxHits\x12\x1b\n" +
-	"\tmax_stall\x18  \x01(\rR\bmaxStall\"S\n" +
+	"\tmax_stall\x18  \x01(\rR\bmaxStall\x12\x14\n" +
+	"\x05stack\x18! \x01(\tR\x05stack\"S\n" +
 	"\n" +
 	"ImagePlace\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
@@ -2215,17 +2317,22 @@ const file_control_proto_rawDesc = "" +
 	"\tdetectors\x18\x01 \x03(\v2\x1b.hprobe.control.v1.DetectorR\tdetectors\"6\n" +
 	"\fTraceRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"A\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\x93\x01\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
 	"\x03tid\x18\x02 \x01(\rR\x03tid\x12\x12\n" +
-	"\x04comm\x18\x03 \x01(\tR\x04comm\"r\n" +
+	"\x04comm\x18\x03 \x01(\tR\x04comm\x12\x15\n" +
+	"\x03uid\x18\x04 \x01(\rH\x00R\x03uid\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"start_time\x18\x05 \x01(\x04H\x01R\tstartTime\x88\x01\x01B\x06\n" +
+	"\x04_uidB\r\n" +
+	"\v_start_time\"r\n" +
 	"\bArgument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\x04R\x05value\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
-	"\x04text\x18\x05 \x01(\tR\x04text\"\xc0\x03\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\"\x91\x04\n" +
 	"\x03Hit\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x14\n" +
@@ -2242,7 +2349,14 @@ const file_control_proto_rawDesc = "" +
 	"\x05ticks\x18\f \x01(\x04R\x05ticks\x12\x14\n" +
 	"\x05count\x18\r \x01(\x04R\x05count\x12\x16\n" +
 	"\x06action\x18\x0e \x01(\tR\x06action\x124\n" +
-	"\asyscall\x18\x1e \x01(\v2\x1a.hprobe.control.v1.SyscallR\asyscall\"E\n" +
+	"\asyscall\x18\x1e \x01(\v2\x1a.hprobe.control.v1.SyscallR\asyscall\x12.\n" +
+	"\x05stack\x18\x1f \x03(\v2\x18.hprobe.control.v1.FrameR\x05stack\x12\x1f\n" +
+	"\vstack_error\x18  \x01(\tR\n" +
+	"stackError\"I\n" +
+	"\x05Frame\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\x04R\aaddress\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\bR\x04user\"E\n" +
 	"\aSyscall\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02nr\x18\x02 \x01(\rR\x02nr\x12\x16\n" +
@@ -2318,7 +2432,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_control_proto_goTypes = []any{
 	(*AddProbeRequest)(nil),       // 0: hprobe.control.v1.AddProbeRequest
 	(*ImagePlace)(nil),            // 1: hprobe.control.v1.ImagePlace
@@ -2337,15 +2451,16 @@ var file_control_proto_goTypes = []any{
 	(*Process)(nil),               // 14: hprobe.control.v1.Process
 	(*Argument)(nil),              // 15: hprobe.control.v1.Argument
 	(*Hit)(nil),                   // 16: hprobe.control.v1.Hit
-	(*Syscall)(nil),               // 17: hprobe.control.v1.Syscall
-	(*FindingsRequest)(nil),       // 18: hprobe.control.v1.FindingsRequest
-	(*Fact)(nil),                  // 19: hprobe.control.v1.Fact
-	(*Finding)(nil),               // 20: hprobe.control.v1.Finding
-	(*StatusRequest)(nil),         // 21: hprobe.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 22: hprobe.control.v1.StatusResponse
-	(*Session)(nil),               // 23: hprobe.control.v1.Session
-	nil,                           // 24: hprobe.control.v1.Probe.CallsEntry
-	nil,                           // 25: hprobe.control.v1.Session.EventsEntry
+	(*Frame)(nil),                 // 17: hprobe.control.v1.Frame
+	(*Syscall)(nil),               // 18: hprobe.control.v1.Syscall
+	(*FindingsRequest)(nil),       // 19: hprobe.control.v1.FindingsRequest
+	(*Fact)(nil),                  // 20: hprobe.control.v1.Fact
+	(*Finding)(nil),               // 21: hprobe.control.v1.Finding
+	(*StatusRequest)(nil),         // 22: hprobe.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 23: hprobe.control.v1.StatusResponse
+	(*Session)(nil),               // 24: hprobe.control.v1.Session
+	nil,                           // 25: hprobe.control.v1.Probe.CallsEntry
+	nil,                           // 26: hprobe.control.v1.Session.EventsEntry
 }
 var file_control_proto_depIdxs = []int32{
 	3,  // 0: hprobe.control.v1.AddProbeRequest.rule:type_name -> hprobe.control.v1.Rule
@@ -2355,39 +2470,40 @@ var file_control_proto_depIdxs = []int32{
 	3,  // 4: hprobe.control.v1.Probe.rule:type_name -> hprobe.control.v1.Rule
 	8,  // 5: hprobe.control.v1.Probe.matches:type_name -> hprobe.control.v1.Matches
 	2,  // 6: hprobe.control.v1.Probe.source:type_name -> hprobe.control.v1.Source
-	24, // 7: hprobe.control.v1.Probe.calls:type_name -> hprobe.control.v1.Probe.CallsEntry
+	25, // 7: hprobe.control.v1.Probe.calls:type_name -> hprobe.control.v1.Probe.CallsEntry
 	7,  // 8: hprobe.control.v1.Detector.probes:type_name -> hprobe.control.v1.Probe
 	10, // 9: hprobe.control.v1.ListDetectorsResponse.detectors:type_name -> hprobe.control.v1.Detector
 	14, // 10: hprobe.control.v1.Hit.process:type_name -> hprobe.control.v1.Process
 	15, // 11: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
-	17, // 12: hprobe.control.v1.Hit.syscall:type_name -> hprobe.control.v1.Syscall
-	14, // 13: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	19, // 14: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	23, // 15: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	25, // 16: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 17: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	4,  // 18: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	6,  // 19: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	9,  // 20: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	11, // 21: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	6,  // 22: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	13, // 23: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	18, // 24: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	21, // 25: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	7,  // 26: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	5,  // 27: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	7,  // 28: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	10, // 29: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	12, // 30: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	10, // 31: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	16, // 32: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	20, // 33: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	22, // 34: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	26, // [26:35] is the sub-list for method output_type
-	17, // [17:26] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	18, // 12: hprobe.control.v1.Hit.syscall:type_name -> hprobe.control.v1.Syscall
+	17, // 13: hprobe.control.v1.Hit.stack:type_name -> hprobe.control.v1.Frame
+	14, // 14: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	20, // 15: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	24, // 16: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	26, // 17: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 18: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	4,  // 19: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	6,  // 20: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	9,  // 21: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	11, // 22: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	6,  // 23: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	13, // 24: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	19, // 25: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	22, // 26: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	7,  // 27: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	5,  // 28: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	7,  // 29: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	10, // 30: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	12, // 31: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	10, // 32: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	16, // 33: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	21, // 34: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	23, // 35: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	27, // [27:36] is the sub-list for method output_type
+	18, // [18:27] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2395,13 +2511,14 @@ func file_control_proto_init() {
 	if File_control_proto != nil {
 		return
 	}
+	file_control_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -98,13 +98,17 @@ func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
 	}, nil
 }
 
+func processMessage(p *detectors.Process) *controlapi.Process {
+	return &controlapi.Process{Pid: p.PID, Tid: p.TID, Comm: text(p.Comm), Uid: p.UID, StartTime: p.Started}
+}
+
 func finding(f *detectors.Finding) *controlapi.Finding {
 	m := &controlapi.Finding{
 		TimeUnixNano: f.Time.UnixNano(), Domain: f.Domain, DomainId: uint32(f.DomainID), Detector: f.Detector, Probe: f.Probe, Vcpu: uint32(f.VCPU),
 		Severity: f.Severity.String(), Message: text(f.Message), Blocked: f.Blocked,
 	}
 	if f.Process != nil {
-		m.Process = &controlapi.Process{Pid: f.Process.PID, Tid: f.Process.TID, Comm: text(f.Process.Comm)}
+		m.Process = processMessage(f.Process)
 	}
 	for _, fact := range f.Facts {
 		m.Facts = append(m.Facts, &controlapi.Fact{Name: text(fact.Name), Value: fact.Value})

@@ -89,6 +89,10 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 // arm attaches to the guest of a request and arms the detector that plan makes there of
 // a tracer; where that fails a session made for it ends again.
 func (s *server) arm(ctx context.Context, r *controlapi.AddProbeRequest, at string, plan func(*session, tracer) (detectors.Detector, error)) (*controlapi.Probe, error) {
+	stack, err := stacksOf(r.GetStack())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
 	session, err := s.d.attached(ctx, r.GetDomain())
@@ -96,7 +100,7 @@ func (s *server) arm(ctx context.Context, r *controlapi.AddProbeRequest, at stri
 		return nil, rpcError(err)
 	}
 	id := s.d.nextID("p")
-	det, err := plan(session, tracer{id: id, domain: session.info.Name, name: cmp.Or(r.GetName(), at), at: at, hits: &s.d.hits, rule: r.GetRule(), budget: budgetOf(r)})
+	det, err := plan(session, tracer{id: id, stack: stack, domain: session.info.Name, name: cmp.Or(r.GetName(), at), at: at, hits: &s.d.hits, rule: r.GetRule(), budget: budgetOf(r)})
 	if err != nil {
 		return nil, rpcError(errors.Join(err, s.d.releaseIfUnused(session)))
 	}

@@ -22,6 +22,7 @@ type tracer struct {
 	budget               detectors.Budget
 	comm                 string // with image, of a probe in an image
 	image                *detectors.ImagePlace
+	stack                stacks
 }
 
 func (t *tracer) Name() string { return t.name }
@@ -51,7 +52,7 @@ func (t *tracer) hit(h detectors.Hit) detectors.Outcome {
 func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition.Value) {
 	m := &controlapi.Hit{TimeUnixNano: time.Now().UnixNano(), Domain: t.domain, Probe: t.id, At: t.at, Seq: h.Seq(), Vcpu: uint32(h.VCPU()), Count: r.Count, Action: text(r.Done)}
 	if p, ok := h.Process(); ok {
-		m.Process = &controlapi.Process{Pid: p.PID, Tid: p.TID, Comm: text(p.Comm)}
+		m.Process = processMessage(&p)
 	}
 	if ret, ok := h.Return(); ok {
 		m.Returned, m.Value, m.Ticks = true, ret.Value, ret.Ticks
@@ -67,5 +68,6 @@ func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition
 		m.At = c.call.String()
 		m.Syscall = &controlapi.Syscall{Name: c.call.Name, Nr: c.call.Nr, Compat: c.call.Compat}
 	}
+	t.stack.show(h, m)
 	t.hits.Emit(m)
 }
