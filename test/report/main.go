@@ -1,6 +1,6 @@
 // Command report reads `go test -json` from its standard input and prints what
 // a person wants of it: a line for each package, the whole output of what
-// failed, the reason of each skipped test, and a closing count.
+// failed, what took long, the reason of each skipped test, and a closing count.
 //
 // It exits with 1 when a test failed or nothing ran, and, with -strict, also
 // when a test was skipped for another reason than a missing LibVMI.
@@ -8,12 +8,15 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -29,6 +32,7 @@ type report struct {
 	out                     io.Writer
 	output                  map[name]*strings.Builder
 	skips                   []skip
+	took                    map[name]float64 // seconds, of tests without tests of their own
 	passed, failed, skipped int
 	brokenPackages          int
 }
@@ -38,10 +42,14 @@ type skip struct {
 	reason string
 }
 
+func newReport(out io.Writer) *report {
+	return &report{out: out, output: map[name]*strings.Builder{}, took: map[name]float64{}}
+}
+
 func main() {
 	strict := flag.Bool("strict", false, "fail on a skipped test unless its reason begins with \"libvmi:\"")
 	flag.Parse()
-	r := &report{out: os.Stdout, output: map[name]*strings.Builder{}}
+	r := newReport(os.Stdout)
 	if err := r.read(os.Stdin); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
@@ -92,6 +100,13 @@ func (r *report) take(e event) {
 }
 
 func (r *report) testEnded(e event, n name) {
+	if _, outer := r.took[n]; !outer {
+		r.took[n] = e.Elapsed
+	}
+	for outer := n.test; strings.Contains(outer, "/"); {
+		outer = outer[:strings.LastIndexByte(outer, '/')]
+		r.took[name{n.pkg, outer}] = 0 // what it took is in those of its tests, which end before it
+	}
 	switch e.Action {
 	case "pass":
 		r.passed++
@@ -157,6 +172,18 @@ func (r *report) summary(strict bool) bool {
 			ok = false
 		}
 	}
+	r.slowest()
 	fmt.Fprintf(r.out, "%d passed, %d failed, %d skipped\n", r.passed, r.failed, r.skipped)
 	return ok
+}
+
+// slowest prints the tests that took longest: where to look when all take too long.
+func (r *report) slowest() {
+	const shown, long = 30, 20 // tests, seconds
+	all := slices.SortedFunc(maps.Keys(r.took), func(a, b name) int { return cmp.Compare(r.took[b], r.took[a]) })
+	for _, n := range all[:min(len(all), shown)] {
+		if r.took[n] >= long {
+			fmt.Fprintf(r.out, "%5.0f s  %s\n", r.took[n], n.test)
+		}
+	}
 }

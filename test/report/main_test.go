@@ -8,7 +8,7 @@ import (
 func run(t *testing.T, input string, strict bool) (string, bool) {
 	t.Helper()
 	var out strings.Builder
-	r := &report{out: &out, output: map[name]*strings.Builder{}}
+	r := newReport(&out)
 	if err := r.read(strings.NewReader(input)); err != nil {
 		t.Fatal(err)
 	}
@@ -24,6 +24,16 @@ func TestCounts(t *testing.T) {
 	out, ok := run(t, passed, true)
 	if !ok || !strings.HasSuffix(out, "1 passed, 0 failed, 0 skipped\n") {
 		t.Errorf("ok %v, output:\n%s", ok, out)
+	}
+}
+
+func TestSlowest(t *testing.T) {
+	out, _ := run(t, passed+`{"Action":"pass","Package":"p","Test":"TestD/x","Elapsed":70}
+{"Action":"pass","Package":"p","Test":"TestD/y","Elapsed":30}
+{"Action":"pass","Package":"p","Test":"TestD","Elapsed":100}
+`, false)
+	if !strings.Contains(out, "   70 s  TestD/x\n   30 s  TestD/y\n4 passed") || strings.Contains(out, "100 s") || strings.Contains(out, "TestA") {
+		t.Errorf("output:\n%s", out)
 	}
 }
 
