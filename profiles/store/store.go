@@ -15,6 +15,9 @@ import (
 	"github.com/hprobe/hprobe/profiles/isf"
 )
 
+// DefaultFolder is where hprobed keeps profiles.
+const DefaultFolder = "/var/lib/hprobe/profiles"
+
 // Ext is the extension of the compact form. ISF files (.json, packed or not)
 // that somebody puts into the folder are read as well.
 const Ext = ".hprofile"

@@ -9,14 +9,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/hprobe/hprobe/cmd/internal/daemoncli"
 	"github.com/hprobe/hprobe/profiles/build"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/profiles/store"
 )
 
 func (a *app) profile() *cobra.Command {
-	dir := daemoncli.DefaultProfiles
+	dir := store.DefaultFolder
 	var to string
 	mk := &cobra.Command{
 		Use: "build VMLINUZ", Short: "Make the profile of a guest's kernel from its image", Args: exactly("VMLINUZ"),

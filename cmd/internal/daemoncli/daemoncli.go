@@ -22,9 +22,6 @@ import (
 	"github.com/hprobe/hprobe/xenevents/native"
 )
 
-// DefaultProfiles is where profiles are kept.
-const DefaultProfiles = "/var/lib/hprobe/profiles"
-
 type options struct {
 	socket, profiles, findings string
 	poll                       int64
@@ -50,7 +47,7 @@ signal, 1 failed, 2 wrong usage.`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w (hprobed --help)", errUsage, err) })
 	f := cmd.Flags()
 	f.StringVar(&o.socket, "socket", control.DefaultSocket, "where to listen for hprobe")
-	f.StringVar(&o.profiles, "profiles", DefaultProfiles, "folder with the profiles of guests' kernels")
+	f.StringVar(&o.profiles, "profiles", store.DefaultFolder, "folder with the profiles of guests' kernels")
 	f.StringVar(&o.findings, "findings", "", `file to append findings to, as JSON lines ("-": standard output)`)
 	f.Int64Var(&o.poll, "poll", 0, "for how many CPU cycles to poll for the next event before sleeping: lower latency, a dom0 CPU busy\n(0: 100,000, which is some 30 µs, where there are several; negative: off)")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more: which profile was taken, for one")
