@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"sort"
 )
@@ -40,7 +41,8 @@ const (
 	keyFunc = "f"
 )
 
-// Profile is a read-only profile. It may be used from several goroutines.
+// Profile is a read-only profile. It may be used from several goroutines. Its parts may
+// be in memory that goes with it (openSealed): whatever reads them keeps it alive.
 type Profile struct {
 	meta    Meta
 	symbols []byte
@@ -136,6 +138,7 @@ func open(data []byte) (*Profile, error) {
 
 // WriteCompact writes the compact form.
 func (p *Profile) WriteCompact(w io.Writer) error {
+	defer runtime.KeepAlive(p)
 	head := slices.Clone(magic)
 	for _, n := range []int{len(p.symbols), len(p.byAddr), len(p.types), len(p.text), 0} {
 		head = binary.LittleEndian.AppendUint64(head, uint64(n))
@@ -156,6 +159,7 @@ func (p *Profile) NumSymbols() int { return len(p.symbols) / symbolSize }
 
 // SymbolAt returns symbol i, in the order of names.
 func (p *Profile) SymbolAt(i int) Symbol {
+	defer runtime.KeepAlive(p)
 	e := p.symbols[i*symbolSize:]
 	return Symbol{Name: string(p.str(e)), Addr: binary.LittleEndian.Uint64(e[8:])}
 }
@@ -171,6 +175,7 @@ func (p *Profile) str(e []byte) []byte {
 
 // Addresses returns the addresses of all symbols of that name.
 func (p *Profile) Addresses(name string) []uint64 {
+	defer runtime.KeepAlive(p)
 	n := p.NumSymbols()
 	i := sort.Search(n, func(i int) bool { return string(p.str(p.symbols[i*symbolSize:])) >= name })
 	var all []uint64
@@ -182,6 +187,7 @@ func (p *Profile) Addresses(name string) []uint64 {
 
 // Nearest returns the last symbol that is not behind addr.
 func (p *Profile) Nearest(addr uint64) (Symbol, bool) {
+	defer runtime.KeepAlive(p)
 	n := p.NumSymbols()
 	at := func(i int) int { return int(binary.LittleEndian.Uint32(p.byAddr[4*i:])) }
 	i := sort.Search(n, func(i int) bool {
@@ -219,6 +225,7 @@ func (p *Profile) Func(name string) (t Func, err error) {
 }
 
 func (p *Profile) lookup(key, what string, to any) error {
+	defer runtime.KeepAlive(p)
 	n := len(p.types) / typeSize
 	i := sort.Search(n, func(i int) bool { return string(p.str(p.types[i*typeSize:])) >= key })
 	if i == n || string(p.str(p.types[i*typeSize:])) != key {
@@ -232,6 +239,7 @@ func (p *Profile) lookup(key, what string, to any) error {
 
 // each calls f with all entries of a kind: for writing ISF.
 func (p *Profile) each(kind string, f func(name string, j json.RawMessage) error) error {
+	defer runtime.KeepAlive(p)
 	for i := range len(p.types) / typeSize {
 		e := p.types[i*typeSize:]
 		if key := p.str(e); len(key) > 0 && string(key[:1]) == kind {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -48,20 +47,6 @@ type symbolJSON struct {
 	Address      uint64 `json:"address"`
 	Type         *Type  `json:"type,omitempty"`
 	ConstantData string `json:"constant_data,omitempty"`
-}
-
-// ReadFile opens a profile: the compact form, or ISF as .json, .json.xz or
-// .json.gz. The content decides, not the name.
-func ReadFile(path string) (*Profile, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("profile: %w", err)
-	}
-	p, err := Read(b)
-	if err != nil {
-		return nil, fmt.Errorf("profile %s: %w", path, err)
-	}
-	return p, nil
 }
 
 // Read opens a profile that is in memory. It keeps b.

@@ -170,7 +170,7 @@ var words = []struct {
 	only    []string
 	why     string
 }{
-	{"golang.org/x/sys/unix", []string{"xenevents/native/internal/sys", "test/lab", "cmd/internal"}, "one room speaks to the operating system for the driver"},
+	{"golang.org/x/sys/unix", []string{"xenevents/native/internal/sys", "profiles/isf", "test/lab", "cmd/internal"}, "one room speaks to the operating system for the driver, one keeps profiles in sealed memory"},
 	{"unsafe", []string{"xenevents/native/internal/sys", "xenevents/libvmi"}, "memory that Go does not know of stays in one room"},
 	{"C", []string{"xenevents/libvmi"}, "everything else is a static binary without cgo"},
 }
