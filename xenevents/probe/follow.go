@@ -112,8 +112,13 @@ func (e *Engine) fitAll(u *probe) (err error) {
 	if u.watch != nil {
 		return e.fitWatch(u)
 	}
-	for _, p := range e.patchesOf(u) {
-		err = either(err, e.fit(p))
+	if u.patch != nil { // not patchesOf: a call that returns must not allocate
+		err = e.fit(u.patch)
+	}
+	for i := range e.loose {
+		if l := &e.loose[i]; l.user == u {
+			err = either(err, e.fit(l.patch))
+		}
 	}
 	for _, m := range u.members {
 		err = either(err, e.fitAll(m))
