@@ -128,31 +128,27 @@ func since(now, then uint64) uint64 {
 }
 
 // charge puts a hit on the bills of all for whom the int3 is there, and of the
-// domain. It is done at each hit: of what is rare it does nothing itself.
+// domain: whoever waits for a return that was at the address pays for those who pass. It
+// is done at each hit: of what is rare it does nothing itself.
 func (e *Engine) charge(p *patch, site *site) (err error) {
 	now := e.clock()
 	spent := since(now, e.tick)
 	e.tick = now
 	var last *probe
 	for _, at := range p.users {
-		if at.site != nil || at.lead != nil && at.lead == last {
+		if s := at.site; s != nil {
+			if s.calls > 0 || s == site { // whose last call may have ended just now
+				for _, user := range s.users {
+					err = either(err, e.billOnce(user, now, spent))
+				}
+			}
 			continue
 		}
-		user := at.head()
-		last = user
-		if user.billed == e.hitNo { // by another of its members
+		if at.lead != nil && at.lead == last {
 			continue
 		}
-		user.billed = e.hitNo
-		if now >= user.meter.ends {
-			user.meter.slide(now, e.part, &user.budget)
-		}
-		if user.meter.add(spent) && !user.suspended {
-			err = either(err, e.suspend(user, now, user.meter.why(&user.budget)))
-		}
-	}
-	if site != nil {
-		err = either(err, e.bill(site.users, now, spent))
+		last = at.head()
+		err = either(err, e.billOnce(last, now, spent))
 	}
 	if now >= e.meter.ends {
 		e.meter.slide(now, e.part, &e.budget)
@@ -162,6 +158,27 @@ func (e *Engine) charge(p *patch, site *site) (err error) {
 		err = either(err, e.relieve(now))
 	}
 	return err
+}
+
+// billOnce puts this hit on a probe's bill, if it is not there yet: it may be at the
+// patch for several reasons.
+func (e *Engine) billOnce(user *probe, now, spent uint64) error {
+	if user.billed == e.hitNo {
+		return nil
+	}
+	user.billed = e.hitNo
+	return e.bill(user, now, spent)
+}
+
+// bill puts an event on a probe's bill.
+func (e *Engine) bill(user *probe, now, spent uint64) error {
+	if now >= user.meter.ends {
+		user.meter.slide(now, e.part, &user.budget)
+	}
+	if user.meter.add(spent) && !user.suspended {
+		return e.suspend(user, now, user.meter.why(&user.budget))
+	}
+	return nil
 }
 
 // relieve suspends the probe that costs the domain most.

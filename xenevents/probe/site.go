@@ -118,7 +118,10 @@ func (e *Engine) armSite(u *probe, where xenevents.GPA) error {
 			return err
 		}
 		u.patch = p
-		return e.join(p, u)
+		if err := e.join(p, u); err != nil {
+			return errors.Join(err, e.leave(p, u))
+		}
+		return nil
 	}
 	f := &followed{}
 	u.follow = f

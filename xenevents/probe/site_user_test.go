@@ -234,3 +234,23 @@ func TestSitesInProcesses(t *testing.T) {
 	r.remove(id)
 	r.nothingLeft()
 }
+
+// TestBudgetOfReturnsInAProcess: those who pass where a call returns to are on the bill
+// of who waits for it, whoever they are.
+func TestBudgetOfReturnsInAProcess(t *testing.T) {
+	r := newRig(t, sim.Config{VCPUs: 2})
+	a := r.newProgram()
+	other := a.shares()
+	var n notes
+	id := r.request(probe.Request{Name: "u", At: userSum, Space: a.space.AddressSpace(), Follow: true, Return: true, Decide: n.decide("u"), Budget: probe.Budget{Hits: 4, Stalled: probe.Unlimited}})
+	a.enter(0, 1, 2)
+	r.cpu(1).Set(func(regs *xenevents.Registers) { regs.RSP = userTop })
+	for range 8 {
+		r.run(1, sim.WriteCR3(other.space.CR3()), sim.Exec(userCall+5))
+	}
+	if s := r.status(id); s.State != probe.Suspended || s.Passed != 4 || s.Lost != 1 {
+		t.Errorf("%+v", s)
+	}
+	a.leave(0)
+	n.are(t, "u#1")
+}

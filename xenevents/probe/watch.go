@@ -213,26 +213,16 @@ func (e *Engine) chargeWatch(users []*probe, waited bool) error {
 	if !waited {
 		spent, all = 0, 0
 	}
-	err := e.bill(users, now, spent)
+	var err error
+	for _, user := range users {
+		err = either(err, e.bill(user, now, spent))
+	}
 	if now >= e.meter.ends {
 		e.meter.slide(now, e.part, &e.budget)
 		err = either(err, e.sweep(now))
 	}
 	if e.meter.add(all) {
 		err = either(err, e.relieve(now))
-	}
-	return err
-}
-
-// bill puts an event on the bills of some.
-func (e *Engine) bill(users []*probe, now, spent uint64) (err error) {
-	for _, user := range users {
-		if now >= user.meter.ends {
-			user.meter.slide(now, e.part, &user.budget)
-		}
-		if user.meter.add(spent) && !user.suspended {
-			err = either(err, e.suspend(user, now, user.meter.why(&user.budget)))
-		}
 	}
 	return err
 }
