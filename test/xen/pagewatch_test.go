@@ -160,14 +160,15 @@ func TestProcessProbe(t *testing.T) {
 			h.Guest.MustRun(t, "touch /tmp/pages.map")
 			await("mapped")
 			says(t, h, 0, "hprobe probe ls", "armed", " 100 ", "0x20000080 of process "+pid)
-			says(t, h, 0, add, "p2: armed in guest")
+			says(t, h, 0, add+" --return", "p2: armed in guest")
 			h.Guest.MustRun(t, "touch /tmp/pages.go")
 			await("done")
 			out := says(t, h, 0, "hprobe probe ls", " 200 ", " 100 ")
+			says(t, h, 0, "hprobe -o json probe ls", `"returns":"100"`)
 			call(t, h, 10, 1) // others live beside it
 			h.MustRun(t, "sleep 1; kill $(cat /tmp/trace.pid)")
-			if n := strings.Count(h.MustRun(t, "cat /tmp/trace.log"), "pages["); n != 300 {
-				t.Errorf("the trace shows %d hits of the process: %s %s", n, out, h.MustRun(t, "head -n 3 /tmp/trace.log"))
+			if n := strings.Count(h.MustRun(t, "cat /tmp/trace.log"), "pages["); n != 400 {
+				t.Errorf("the trace shows %d hits and returns of the process: %s %s", n, out, h.MustRun(t, "head -n 3 /tmp/trace.log"))
 			}
 			h.Guest.MustRun(t, "touch /tmp/pages.end; while [ -d /proc/"+pid+" ]; do sleep 0.1; done")
 			says(t, h, 0, "hprobe probe ls", "ended")
@@ -176,7 +177,6 @@ func TestProcessProbe(t *testing.T) {
 			says(t, h, 3, add, "no process "+pid)
 			says(t, h, 1, "hprobe probe add -d guest --pid 2 --at 0x20000080", "thread of the kernel")
 			says(t, h, 2, "hprobe probe add -d guest --pid 1 --at do_exit", "do_exit")
-			says(t, h, 2, "hprobe probe add -d guest --pid 1 --at 0x20000080 --return", "in the kernel only")
 			says(t, h, 0, "hprobe status", "attached to no guest")
 			alive(t, h)
 		})
