@@ -49,10 +49,11 @@ func BuildModule(ctx context.Context, linux, name string, files map[string][]byt
 			return "", err
 		}
 		say(fmt.Sprintf("building the module %s for Linux %s", name, release))
-		// In a name space of its own: the compiler wants /dev/null, and the
-		// sources must be inside. Root there is who calls this.
+		// In a name space of its own: the compiler wants /dev/null, objtool (since
+		// Linux 7) /proc, and the sources must be inside. Root there is who calls this.
 		script := `set -e
-mkdir -p "$1/dev" "$1/src" "$1/tmp"
+mkdir -p "$1/dev" "$1/src" "$1/tmp" "$1/proc"
+mount --rbind /proc "$1/proc"
 touch "$1/dev/null"
 mount --bind /dev/null "$1/dev/null"
 mount --bind "$2" "$1/src"

@@ -112,6 +112,7 @@ type patch struct {
 	insn   insn
 	step   StepOver
 	users  []*probe // those that stand for sites among them
+	sites  int      // how many those are
 }
 
 type probe struct {

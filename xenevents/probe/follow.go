@@ -84,12 +84,19 @@ func (e *Engine) removeFollowed(u *probe) error {
 // join puts a probe on a patch.
 func (e *Engine) join(p *patch, u *probe) error {
 	p.users = append(p.users, u)
+	if u.site != nil {
+		p.sites++
+	}
 	return e.fit(p)
 }
 
 // leave takes a probe off a patch, and the patch out with its last.
 func (e *Engine) leave(p *patch, u *probe) error {
+	n := len(p.users)
 	p.users = slices.DeleteFunc(p.users, func(x *probe) bool { return x == u })
+	if u.site != nil {
+		p.sites -= n - len(p.users)
+	}
 	return e.fit(p)
 }
 

@@ -89,9 +89,11 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 		err = either(e.fit(p), e.carryOut(ev, p, h))
 		return either(err, e.charge(p, nil))
 	}
-	site := p.siteOf(h)
-	if site != nil {
-		err = e.returned(h, site)
+	var site *site
+	if p.sites > 0 {
+		if site = p.siteOf(h); site != nil {
+			err = e.returned(h, site)
+		}
 	}
 	e.count(h, p)
 	a := asked{users: p.users}
