@@ -123,12 +123,19 @@ func (r *Reader) walkPAE(space xenevents.AddressSpace, at xenevents.GVA, t *Tran
 func (r *Reader) walkEntries(space xenevents.AddressSpace, at xenevents.GVA, levels int, t *Translation) error {
 	table := space.Root
 	t.Writable, t.User = true, true
+	loader := r.loader
 	for level := levels; level >= 1; level-- {
 		shift := 12 + 9*(level-1)
 		from := table + xenevents.GPA(uint64(at)>>shift&511*8)
 		t.Entries[levels-level] = from
 		t.Levels++
-		e, err := r.read64(from)
+		var e uint64
+		var err error
+		if loader != nil && from%8 == 0 { // else the guest's root is odd
+			e, err = loader.Load64(from)
+		} else {
+			e, err = r.readEntry(from)
+		}
 		if err != nil {
 			return fmt.Errorf("level %d table of %v: %w", level, at, err)
 		}
@@ -186,10 +193,7 @@ func (r *Reader) walk32(space xenevents.AddressSpace, at xenevents.GVA, t *Trans
 	return nil
 }
 
-func (r *Reader) read64(at xenevents.GPA) (uint64, error) {
-	if r.loader != nil && at%8 == 0 { // else the guest's root is odd
-		return r.loader.Load64(at)
-	}
+func (r *Reader) readEntry(at xenevents.GPA) (uint64, error) {
 	if _, err := r.mem.ReadGPA(r.entry[:], at); err != nil {
 		return 0, err
 	}

@@ -96,7 +96,7 @@ func (e *Engine) hit(ev *xenevents.Event, p *patch) (err error) {
 		}
 	}
 	e.count(h, p)
-	a := asked{users: p.users}
+	a := asked{users: p.users, known: len(p.users) == 1 && h.taken}
 	e.ask(h, &a)
 	if a.later != nil {
 		err = either(err, e.await(ev, p, h, &a))
@@ -145,6 +145,7 @@ func (e *Engine) count(h *Hit, p *patch) {
 // asked is how far the subscribers of a hit were asked.
 type asked struct {
 	users   []*probe // who was not, from whoever said later on
+	known   bool     // it is the hit of the only one there is
 	returns bool     // one of those who were wants the end of the call
 	later   *Later
 }
@@ -152,7 +153,7 @@ type asked struct {
 // ask asks them, until one says that its verdict comes later.
 func (e *Engine) ask(h *Hit, a *asked) {
 	for i, at := range a.users {
-		if at.site != nil || !at.sees(h) {
+		if at.site != nil || !a.known && !at.sees(h) {
 			continue
 		}
 		user := at.head()

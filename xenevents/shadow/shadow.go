@@ -38,6 +38,7 @@ type Set struct {
 	pages  map[xenevents.GFN]*page
 	unused int                      // of them, those without patches: Idle is asked at each event
 	all    map[xenevents.GPA]*Patch // of all pages: one look-up at a hit
+	last   *Patch                   // that Find found: a guest hits one again and again
 	spares []xenevents.GFN          // of pages that are gone, for those to come
 	max    xenevents.GFN            // the highest frame that the guest had when the view was made
 	holes  map[xenevents.GFN]bool   // entries that were reverted and could not be filled
@@ -273,6 +274,7 @@ func (s *Set) Remove(p *Patch) error {
 	}
 	delete(pg.patches, uint16(p.At.Offset()))
 	delete(s.all, p.At)
+	s.last = nil
 	if len(pg.patches) == 0 {
 		s.unused++
 	}
@@ -364,8 +366,15 @@ func (s *Set) poke(pg *page, p *Patch, b byte) error {
 // Find returns the patch at an offset of a frame, if there is one, and whether
 // its int3 is in place.
 func (s *Set) Find(gfn xenevents.GFN, offset uint64) (*Patch, bool) {
-	p := s.all[gfn.GPA()+xenevents.GPA(offset)]
-	return p, p != nil && p.inPlace()
+	at := gfn.GPA() + xenevents.GPA(offset)
+	p := s.last
+	if p == nil || p.At != at {
+		if p = s.all[at]; p == nil {
+			return nil, false
+		}
+		s.last = p
+	}
+	return p, p.inPlace()
 }
 
 // Holds says whether gfn has a shadow page.
@@ -459,6 +468,7 @@ func (s *Set) Close() error {
 	clear(s.pages)
 	s.unused = 0
 	clear(s.all)
+	s.last = nil
 	clear(s.protected)
 	clear(s.watched)
 	return errors.Join(errs...)
