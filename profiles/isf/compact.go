@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"runtime"
 	"slices"
 	"sort"
 )
@@ -41,14 +40,13 @@ const (
 	keyFunc = "f"
 )
 
-// Profile is a read-only profile. It may be used from several goroutines. Its parts may
-// be in memory that goes with it (openSealed): whatever reads them keeps it alive.
+// Profile is a read-only profile. It may be used from several goroutines.
 type Profile struct {
 	meta    Meta
-	symbols []byte
-	byAddr  []byte
-	types   []byte
-	text    []byte
+	symbols part
+	byAddr  part
+	types   part
+	text    part
 }
 
 // Profile makes a profile of what was collected.
@@ -57,7 +55,7 @@ func (b *Builder) Profile() (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return open(data)
+	return open(inMemory(data))
 }
 
 func (b *Builder) compact() ([]byte, error) {
@@ -113,22 +111,23 @@ func (b *Builder) compact() ([]byte, error) {
 }
 
 // open takes the compact form. Whatever its bytes say, no look-up leaves them.
-func open(data []byte) (*Profile, error) {
-	if !bytes.HasPrefix(data, magic) || len(data) < headerSize {
+func open(data part) (*Profile, error) {
+	head := data.bytes(0, headerSize)
+	if !bytes.HasPrefix(head, magic) {
 		return nil, fmt.Errorf("this is no hprobe profile")
 	}
-	var parts [4][]byte
-	rest := data[headerSize:]
-	for i := range parts {
-		n := binary.LittleEndian.Uint64(data[len(magic)+8*i:])
-		if n > uint64(len(rest)) {
-			return nil, fmt.Errorf("the profile is cut off: part %d has %d bytes of %d", i, len(rest), n)
+	p := &Profile{}
+	at := int64(headerSize)
+	for i, to := range []*part{&p.symbols, &p.byAddr, &p.types, &p.text} {
+		n := binary.LittleEndian.Uint64(head[len(magic)+8*i:])
+		if n > uint64(data.n-at) {
+			return nil, fmt.Errorf("the profile is cut off: part %d has %d bytes of %d", i, data.n-at, n)
 		}
-		parts[i], rest = rest[:n:n], rest[n:]
+		*to = data.slice(at, int64(n))
+		at += int64(n)
 	}
-	p := &Profile{symbols: parts[0], byAddr: parts[1], types: parts[2], text: parts[3]}
-	if len(p.byAddr)/4 != len(p.symbols)/symbolSize {
-		return nil, fmt.Errorf("the profile is damaged: %d symbols, %d of them by address", len(p.symbols)/symbolSize, len(p.byAddr)/4)
+	if p.byAddr.len()/4 != p.symbols.len()/symbolSize {
+		return nil, fmt.Errorf("the profile is damaged: %d symbols, %d of them by address", p.symbols.len()/symbolSize, p.byAddr.len()/4)
 	}
 	if err := p.lookup(keyMeta, "the profile's head", &p.meta); err != nil {
 		return nil, err
@@ -138,13 +137,19 @@ func open(data []byte) (*Profile, error) {
 
 // WriteCompact writes the compact form.
 func (p *Profile) WriteCompact(w io.Writer) error {
-	defer runtime.KeepAlive(p)
 	head := slices.Clone(magic)
-	for _, n := range []int{len(p.symbols), len(p.byAddr), len(p.types), len(p.text), 0} {
+	for _, n := range []int{p.symbols.len(), p.byAddr.len(), p.types.len(), p.text.len(), 0} {
 		head = binary.LittleEndian.AppendUint64(head, uint64(n))
 	}
-	for _, part := range [][]byte{head, p.symbols, p.byAddr, p.types, p.text} {
-		if _, err := w.Write(part); err != nil {
+	if _, err := w.Write(head); err != nil {
+		return fmt.Errorf("write profile: %w", err)
+	}
+	for _, part := range []*part{&p.symbols, &p.byAddr, &p.types, &p.text} {
+		b := part.bytes(0, part.len())
+		if b == nil && part.len() > 0 {
+			return p.failed()
+		}
+		if _, err := w.Write(b); err != nil {
 			return fmt.Errorf("write profile: %w", err)
 		}
 	}
@@ -155,49 +160,63 @@ func (p *Profile) WriteCompact(w io.Writer) error {
 func (p *Profile) Meta() Meta { return p.meta }
 
 // NumSymbols is how many symbols there are.
-func (p *Profile) NumSymbols() int { return len(p.symbols) / symbolSize }
+func (p *Profile) NumSymbols() int { return p.symbols.len() / symbolSize }
 
 // SymbolAt returns symbol i, in the order of names.
 func (p *Profile) SymbolAt(i int) Symbol {
-	defer runtime.KeepAlive(p)
-	e := p.symbols[i*symbolSize:]
+	e := p.symbols.bytes(i*symbolSize, symbolSize)
+	if e == nil {
+		return Symbol{}
+	}
 	return Symbol{Name: string(p.str(e)), Addr: binary.LittleEndian.Uint64(e[8:])}
 }
 
 // str returns the text that an entry points to, or nothing where it points out.
 func (p *Profile) str(e []byte) []byte {
-	off, n := uint64(binary.LittleEndian.Uint32(e)), uint64(binary.LittleEndian.Uint32(e[4:]))
-	if off+n > uint64(len(p.text)) {
+	if len(e) < 8 {
 		return nil
 	}
-	return p.text[off : off+n]
+	off, n := uint64(binary.LittleEndian.Uint32(e)), uint64(binary.LittleEndian.Uint32(e[4:]))
+	if off+n > uint64(p.text.len()) {
+		return nil
+	}
+	return p.text.bytes(int(off), int(n))
 }
 
 // Addresses returns the addresses of all symbols of that name.
 func (p *Profile) Addresses(name string) []uint64 {
-	defer runtime.KeepAlive(p)
 	n := p.NumSymbols()
-	i := sort.Search(n, func(i int) bool { return string(p.str(p.symbols[i*symbolSize:])) >= name })
+	nameOf := func(i int) []byte { return p.str(p.symbols.bytes(i*symbolSize, symbolSize)) }
+	i := sort.Search(n, func(i int) bool { return string(nameOf(i)) >= name })
 	var all []uint64
-	for ; i < n && string(p.str(p.symbols[i*symbolSize:])) == name; i++ {
-		all = append(all, binary.LittleEndian.Uint64(p.symbols[i*symbolSize+8:]))
+	for ; i < n && string(nameOf(i)) == name; i++ {
+		all = append(all, p.SymbolAt(i).Addr)
 	}
 	return all
 }
 
 // Nearest returns the last symbol that is not behind addr.
 func (p *Profile) Nearest(addr uint64) (Symbol, bool) {
-	defer runtime.KeepAlive(p)
 	n := p.NumSymbols()
-	at := func(i int) int { return int(binary.LittleEndian.Uint32(p.byAddr[4*i:])) }
+	at := func(i int) int {
+		b := p.byAddr.bytes(4*i, 4)
+		if b == nil {
+			return n
+		}
+		return int(binary.LittleEndian.Uint32(b))
+	}
 	i := sort.Search(n, func(i int) bool {
 		s := at(i)
-		return s >= n || binary.LittleEndian.Uint64(p.symbols[s*symbolSize+8:]) > addr
+		if s >= n {
+			return true
+		}
+		e := p.symbols.bytes(s*symbolSize, symbolSize)
+		return e == nil || binary.LittleEndian.Uint64(e[8:]) > addr
 	})
 	if i == 0 || at(i-1) >= n {
 		return Symbol{}, false
 	}
-	return p.SymbolAt(at(i - 1)), true
+	return p.SymbolAt(at(i - 1)), p.failed() == nil
 }
 
 // UserType finds a struct or union.
@@ -225,13 +244,21 @@ func (p *Profile) Func(name string) (t Func, err error) {
 }
 
 func (p *Profile) lookup(key, what string, to any) error {
-	defer runtime.KeepAlive(p)
-	n := len(p.types) / typeSize
-	i := sort.Search(n, func(i int) bool { return string(p.str(p.types[i*typeSize:])) >= key })
-	if i == n || string(p.str(p.types[i*typeSize:])) != key {
+	n := p.types.len() / typeSize
+	keyOf := func(i int) []byte { return p.str(p.types.bytes(i*typeSize, typeSize)) }
+	i := sort.Search(n, func(i int) bool { return string(keyOf(i)) >= key })
+	var text []byte
+	found := i < n && string(keyOf(i)) == key
+	if found {
+		text = p.str(p.types.bytes(i*typeSize+8, typeSize-8))
+	}
+	if err := p.failed(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if !found {
 		return fmt.Errorf("%s: %w", what, ErrNotFound)
 	}
-	if err := json.Unmarshal(p.str(p.types[i*typeSize+8:]), to); err != nil {
+	if err := json.Unmarshal(text, to); err != nil {
 		return fmt.Errorf("%s: the profile is damaged: %w", what, err)
 	}
 	return nil
@@ -239,14 +266,13 @@ func (p *Profile) lookup(key, what string, to any) error {
 
 // each calls f with all entries of a kind: for writing ISF.
 func (p *Profile) each(kind string, f func(name string, j json.RawMessage) error) error {
-	defer runtime.KeepAlive(p)
-	for i := range len(p.types) / typeSize {
-		e := p.types[i*typeSize:]
+	for i := range p.types.len() / typeSize {
+		e := p.types.bytes(i*typeSize, typeSize)
 		if key := p.str(e); len(key) > 0 && string(key[:1]) == kind {
 			if err := f(string(key[1:]), p.str(e[8:])); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return p.failed()
 }

@@ -6,13 +6,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
-
-	"golang.org/x/sys/unix"
+	"sync"
+	"time"
 )
 
 // ReadFile opens a profile: the compact form, or ISF as .json, .json.xz or
-// .json.gz. The content decides, not the name.
+// .json.gz. The content decides, not the name. The compact form is not read but for
+// what is looked up, when it is: of some 20 MB that is little. The file stays open as
+// long as the profile is used; to replace it, put another one in its place (rename), as
+// a Store does. One that is written to is of no more use.
 func ReadFile(path string) (*Profile, error) {
 	p, err := readFile(path)
 	if err != nil {
@@ -21,23 +23,26 @@ func ReadFile(path string) (*Profile, error) {
 	return p, nil
 }
 
-func readFile(path string) (*Profile, error) {
+func readFile(path string) (_ *Profile, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() // it was only read
+	compact := false
+	defer func() {
+		if err != nil || !compact {
+			err = errors.Join(err, f.Close())
+		}
+	}()
 	head := make([]byte, len(magic))
-	if _, err := io.ReadFull(f, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
+	if compact = bytes.Equal(head[:n], magic); compact {
+		return openFile(f)
 	}
-	if bytes.Equal(head, magic) {
-		return openSealed(f)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
+	b, err := io.ReadAll(io.LimitReader(io.MultiReader(bytes.NewReader(head[:n]), f), MaxSize+1))
 	if err != nil {
 		return nil, err
 	}
@@ -47,44 +52,116 @@ func readFile(path string) (*Profile, error) {
 	return Read(b)
 }
 
-// openSealed opens the compact form without reading it: of some 20 MB a monitor looks
-// at a few pages. Its bytes are copied, in the kernel, to memory that nobody can change
-// or cut off any more. Were the file itself mapped, whoever cut it off would end the
-// monitor by SIGBUS, and stop its guests.
-func openSealed(f *os.File) (*Profile, error) {
-	fd, err := unix.MemfdCreate("hprobe profile", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+func openFile(f *os.File) (*Profile, error) {
+	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("memory for it: %w", err)
+		return nil, err
 	}
-	defer unix.Close(fd) // the mapping stays
-	size := 0
-	for {
-		n, err := unix.Sendfile(fd, int(f.Fd()), nil, 1<<24)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read it: %w", err)
-		}
-		if n == 0 {
-			break
-		}
-		if size += n; size > MaxSize {
-			return nil, fmt.Errorf("more than %d bytes", MaxSize)
-		}
+	if info.Size() > MaxSize {
+		return nil, fmt.Errorf("more than %d bytes", MaxSize)
 	}
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL); err != nil {
-		return nil, fmt.Errorf("seal it: %w", err)
+	return open(part{file: &blocks{f: f, size: info.Size(), changed: info.ModTime(), have: map[int64][]byte{}}, n: info.Size()})
+}
+
+// part is some bytes of a profile: in memory, or in its file.
+type part struct {
+	mem   []byte
+	file  *blocks // nil: it is in memory
+	at, n int64   // in the file
+}
+
+func inMemory(b []byte) part { return part{mem: b, n: int64(len(b))} }
+
+func (p *part) len() int { return int(p.n) }
+
+// slice is a part of it, which must be in it.
+func (p *part) slice(at, n int64) part {
+	if p.file == nil {
+		return part{mem: p.mem[at : at+n : at+n], n: n}
 	}
-	data, err := unix.Mmap(fd, 0, size, unix.PROT_READ, unix.MAP_PRIVATE)
+	return part{file: p.file, at: p.at + at, n: n}
+}
+
+// bytes are n bytes of it, not to be changed; nil where there are not so many, or the
+// file can't be read: see Profile.failed.
+func (p *part) bytes(at, n int) []byte {
+	switch {
+	case at < 0 || n < 0 || int64(at) > p.n || int64(n) > p.n-int64(at):
+		return nil
+	case p.file == nil:
+		return p.mem[at : at+n : at+n]
+	}
+	return p.file.bytes(p.at+int64(at), n)
+}
+
+// blockSize is how much of a file is read at a time, in bytes.
+const blockSize = 64 << 10
+
+// blocks is a file as it was when it was opened, as far as somebody asked for it.
+type blocks struct {
+	f       *os.File // closed with the last who has it
+	size    int64
+	changed time.Time
+
+	mu   sync.Mutex
+	have map[int64][]byte
+	err  error // the first
+}
+
+// bytes are some of the file's; nil after an error.
+func (b *blocks) bytes(at int64, n int) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	first, last := at/blockSize, (at+int64(n)-1)/blockSize
+	if n == 0 || first == last {
+		block := b.block(first)
+		if block == nil {
+			return nil
+		}
+		off := int(at % blockSize)
+		return block[off : off+n : off+n]
+	}
+	all := make([]byte, 0, n)
+	for i := first; i <= last; i++ {
+		block := b.block(i)
+		if block == nil {
+			return nil
+		}
+		from := max(at-i*blockSize, 0)
+		to := min(at+int64(n)-i*blockSize, blockSize)
+		all = append(all, block[from:to]...)
+	}
+	return all
+}
+
+// block reads one, if it is not there. What was written meanwhile may be of another
+// kernel: a probe at its addresses would change the guest into something else.
+func (b *blocks) block(i int64) []byte {
+	if block, ok := b.have[i]; ok || b.err != nil {
+		return block
+	}
+	block := make([]byte, min(blockSize, b.size-i*blockSize))
+	_, err := b.f.ReadAt(block, i*blockSize)
+	if info, statErr := b.f.Stat(); statErr != nil {
+		err = statErr
+	} else if !info.ModTime().Equal(b.changed) || info.Size() != b.size {
+		err = errors.New("it was written to since it was opened: put new ones in place by renaming, and start hprobed anew")
+	}
 	if err != nil {
-		return nil, fmt.Errorf("map it: %w", err)
+		b.err = fmt.Errorf("profile %s: %w", b.f.Name(), err)
+		return nil
 	}
-	p, err := open(data)
-	if err != nil {
-		return nil, errors.Join(err, unix.Munmap(data))
+	b.have[i] = block
+	return block
+}
+
+// failed is why the profile's file can't be read any more.
+func (p *Profile) failed() error {
+	b := p.text.file
+	if b == nil {
+		return nil
 	}
-	// Go does not know that p's slices are in there: whoever reads them keeps p alive.
-	runtime.AddCleanup(p, func(data []byte) { _ = unix.Munmap(data) }, data)
-	return p, nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
 }

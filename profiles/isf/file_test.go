@@ -2,6 +2,7 @@ package isf
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -10,46 +11,119 @@ import (
 	"time"
 )
 
-// sealed is how many profiles this process has mapped.
-func sealed(t *testing.T) int {
+// manySymbols is a profile of several blocks.
+func manySymbols(t *testing.T) (*Profile, []byte) {
 	t.Helper()
-	maps, err := os.ReadFile("/proc/self/maps")
+	b := builder()
+	for i := range 20_000 {
+		b.Symbols = append(b.Symbols, Symbol{fmt.Sprintf("symbol_%d", i), 0x10000 + 16*uint64(i)})
+	}
+	p := profile(t, b)
+	var out bytes.Buffer
+	if err := p.WriteCompact(&out); err != nil {
+		t.Fatal(err)
+	}
+	if out.Len() < 5*blockSize {
+		t.Fatalf("%d bytes", out.Len())
+	}
+	return p, out.Bytes()
+}
+
+// open files of this process that have a name.
+func openFiles(t *testing.T, name string) (n int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Count(string(maps), "memfd:hprobe profile")
+	for _, fd := range all {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, name) {
+			n++
+		}
+	}
+	return n
 }
 
-// TestOpenFileIsCutOff: what becomes of its file is nothing to a profile that is open;
-// and when nobody has it any more its memory goes.
-func TestOpenFileIsCutOff(t *testing.T) {
-	want := profile(t, builder())
-	var out bytes.Buffer
-	if err := want.WriteCompact(&out); err != nil {
-		t.Fatal(err)
-	}
+// TestFileIsReplaced: a profile that is open is what it was when another one takes its
+// place; and when nobody has it any more its file is closed.
+func TestFileIsReplaced(t *testing.T) {
+	want, data := manySymbols(t)
 	path := filepath.Join(t.TempDir(), "x.hprofile")
-	for range 20 {
-		if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
+	for range 5 {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		p, err := ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sealed(t) == 0 {
-			t.Fatal("it is not mapped")
+		if n := len(p.text.file.have); n > 4 {
+			t.Errorf("%d blocks were read to open it", n)
 		}
-		if err := os.Truncate(path, 0); err != nil {
+		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		same(t, "a file that was cut off", p, want)
+		if openFiles(t, path) == 0 {
+			t.Fatal("it was read as a whole")
+		}
+		same(t, "from its file", p, want)
+		for _, i := range []int{0, 1, 5000, 19_999} {
+			if a, err := p.Address(fmt.Sprintf("symbol_%d", i)); err != nil || a != 0x10000+16*uint64(i) {
+				t.Errorf("symbol %d is at %#x, %v", i, a, err)
+			}
+			if s, ok := p.Symbolize(0x10000 + 16*uint64(i) + 3); !ok || s != fmt.Sprintf("symbol_%d+0x3", i) {
+				t.Errorf("at symbol %d there is %q, %v", i, s, ok)
+			}
+		}
 	}
 	for range 100 {
-		if runtime.GC(); sealed(t) == 0 {
+		if runtime.GC(); openFiles(t, path) == 0 {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("%d profiles are mapped that nobody has", sealed(t))
+	t.Errorf("%d files are open that nobody has", openFiles(t, path))
+}
+
+// TestFileIsWrittenTo: what was looked up before holds, nothing is taken from what is
+// there now, and it is said why.
+func TestFileIsWrittenTo(t *testing.T) {
+	_, data := manySymbols(t)
+	for name, change := range map[string]func(path string) error{
+		"cut off": func(path string) error { return os.Truncate(path, 100) },
+		"of another": func(path string) error {
+			return os.WriteFile(path, bytes.ReplaceAll(data, []byte("symbol_1"), []byte("symbol_2")), 0o600)
+		},
+		"only touched": func(path string) error { return os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)) },
+	} {
+		path := filepath.Join(t.TempDir(), "x.hprofile")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, time.Now(), time.Now().Add(-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		p, err := ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := change(path); err != nil {
+			t.Fatal(err)
+		}
+		if p.Meta().Banner == "" {
+			t.Errorf("%s: no banner", name)
+		}
+		if _, err := p.Address("symbol_11"); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := p.UserType("deep"); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if s, ok := p.Symbolize(0x10000); ok {
+			t.Errorf("%s: %q", name, s)
+		}
+		if p.WriteCompact(new(bytes.Buffer)) == nil || p.WriteJSON(new(bytes.Buffer)) == nil {
+			t.Errorf("%s: it is written", name)
+		}
+	}
 }

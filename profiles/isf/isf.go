@@ -173,7 +173,11 @@ func (b *Builder) sorted() []Symbol {
 
 // Address returns the address of the only symbol of that name.
 func (p *Profile) Address(name string) (uint64, error) {
-	switch all := p.Addresses(name); len(all) {
+	all := p.Addresses(name)
+	if err := p.failed(); err != nil {
+		return 0, fmt.Errorf("symbol %q: %w", name, err)
+	}
+	switch len(all) {
 	case 1:
 		return all[0], nil
 	case 0:

@@ -344,8 +344,8 @@ func use(p *Profile) {
 	}
 	p.Nearest(0)
 	p.Nearest(^uint64(0))
-	for i := range min(len(p.types)/typeSize, 100) {
-		key := string(p.str(p.types[i*typeSize:]))
+	for i := range min(p.types.len()/typeSize, 100) {
+		key := string(p.str(p.types.bytes(i*typeSize, typeSize)))
 		if key == "" {
 			continue
 		}

@@ -52,7 +52,7 @@ type symbolJSON struct {
 // Read opens a profile that is in memory. It keeps b.
 func Read(b []byte) (*Profile, error) {
 	if bytes.HasPrefix(b, magic) {
-		return open(b)
+		return open(inMemory(b))
 	}
 	plain, err := unpack(b)
 	if err != nil {
@@ -192,6 +192,9 @@ func (p *Profile) WriteJSON(w io.Writer) error {
 		}
 		fmt.Fprintf(out, "%s:%s", text(s.Name), value)
 		last = s.Name
+	}
+	if err := p.failed(); err != nil {
+		return err
 	}
 	out.WriteString("}}\n")
 	if err := out.Flush(); err != nil {

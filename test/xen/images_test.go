@@ -133,7 +133,7 @@ func images(t *testing.T, cfg lab.Config) {
 // TestImageOfProcess: a probe in a program that runs, by its number, with symbols from
 // its memory; and what an operator gets wrong.
 func TestImageOfProcess(t *testing.T) {
-	for _, cfg := range []lab.Config{plain, smp} {
+	for _, cfg := range first(1, plain, smp) {
 		t.Run(cfg.String(), func(t *testing.T) {
 			t.Parallel()
 			h := imagesHost(t, cfg)

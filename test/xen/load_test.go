@@ -21,7 +21,7 @@ var busy = lab.Config{Xen: "4.20", Guest: "6.12", CPUs: 2, VCPUs: 4}
 // they see is what the guest itself counted, in copies at other moments of it.
 func TestLoad(t *testing.T) {
 	t.Parallel()
-	copies := 2
+	copies := 1
 	if full {
 		copies = 100
 	}

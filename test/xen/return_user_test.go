@@ -11,7 +11,7 @@ import (
 // TestProgramReturns: the ends of a program's calls, in every way that one can end, and
 // with what can happen to the page that it returns to.
 func TestProgramReturns(t *testing.T) {
-	for _, cfg := range []lab.Config{plain, smp, oldest} {
+	for _, cfg := range first(2, plain, smp, oldest) {
 		t.Run(cfg.String(), func(t *testing.T) {
 			t.Parallel()
 			p := program(t, "returns")
