@@ -68,8 +68,7 @@ type orcLayout struct {
 	kinds         []orcKind // by type
 	typePos       uint8
 	typeMask      uint16
-	endPos        int // of the bit "end"; -1: there is a type for that
-	regsSize      uint64
+	endPos        int    // of the bit "end"; -1: there is a type for that
 	ip, cs, sp    uint64 // in struct pt_regs
 	bp, r10, r13  uint64
 	di, dx        uint64
@@ -117,11 +116,6 @@ func (k *Kernel) findOrcLayout(l *orcLayout) error {
 	l.kernel = orcTable{ips: ips, entries: entries, n: uint32(n)}
 	if err := k.findOrcEntry(l); err != nil {
 		return err
-	}
-	if u, err := k.Profile.UserType("pt_regs"); err != nil {
-		return err
-	} else {
-		l.regsSize = u.Size
 	}
 	for name, to := range map[string]*uint64{"ip": &l.ip, "cs": &l.cs, "sp": &l.sp, "bp": &l.bp, "r10": &l.r10, "r13": &l.r13, "di": &l.di, "dx": &l.dx} {
 		at, err := k.Profile.Field("pt_regs", name)
