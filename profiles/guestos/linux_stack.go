@@ -35,6 +35,15 @@ type KernelStack struct {
 	Err    error      // why it ends early
 }
 
+// PrepareStacks looks up in the profile what stacks need, as Prepare does for the rest.
+// What is not there is told when somebody asks for one.
+func (k *Kernel) PrepareStacks() {
+	_, _ = k.orcs()
+	_, _ = k.mappings()
+	_, _ = k.files()
+	_, _ = k.modules()
+}
+
 // unwinder is at a frame.
 type unwinder struct {
 	k          *Kernel

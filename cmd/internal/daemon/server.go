@@ -99,6 +99,9 @@ func (s *server) arm(ctx context.Context, r *controlapi.AddProbeRequest, at stri
 	if err != nil {
 		return nil, rpcError(err)
 	}
+	if stack != (stacks{}) {
+		session.kernel.PrepareStacks()
+	}
 	id := s.d.nextID("p")
 	det, err := plan(session, tracer{id: id, stack: stack, domain: session.info.Name, name: cmp.Or(r.GetName(), at), at: at, hits: &s.d.hits, rule: r.GetRule(), budget: budgetOf(r)})
 	if err != nil {
