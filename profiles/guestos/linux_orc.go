@@ -2,6 +2,7 @@ package guestos
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/hprobe/hprobe/profiles/isf"
@@ -12,19 +13,34 @@ import (
 // caller's frame, in tables sorted by address (CONFIG_UNWINDER_ORC;
 // arch/x86/include/asm/orc_types.h, arch/x86/kernel/unwind_orc.c).
 
-// The registers that a frame's place may be said by (ORC_REG_*).
+// orcReg is a register that a frame's place may be said by.
+type orcReg uint8
+
 const (
-	orcUndefined  = 0
-	orcPrevSP     = 1
-	orcDX         = 2
-	orcDI         = 3
-	orcBP         = 4
-	orcSP         = 5
-	orcR10        = 6
-	orcR13        = 7
-	orcBPIndirect = 8
-	orcSPIndirect = 9
+	orcUndefined orcReg = iota
+	orcOther            // a number that is not known
+	orcPrevSP
+	orcAX
+	orcDX
+	orcDI
+	orcBP
+	orcSP
+	orcR10
+	orcR13
+	orcBPIndirect
+	orcSPIndirect
 )
+
+// orcNumbers are the two ways in which Linux numbers them (ORC_REG_*): up to 6.12 at
+// least, and in 7.2.
+var orcNumbers = [][]orcReg{
+	{orcUndefined, orcPrevSP, orcDX, orcDI, orcBP, orcSP, orcR10, orcR13, orcBPIndirect, orcSPIndirect},
+	{orcUndefined, orcAX, orcDX, orcSP, orcBP, orcDI, orcR10, orcR13, orcPrevSP, orcSPIndirect, orcBPIndirect},
+}
+
+// orcSamples are functions of C, at whose first instruction the caller's frame is at
+// SP+8: no type says which numbers a kernel has.
+var orcSamples = []string{"vfs_read", "do_sys_openat2", "schedule", "do_exit"}
 
 // orcKind is what a frame is.
 type orcKind uint8
@@ -48,8 +64,8 @@ const (
 // orc is one entry.
 type orc struct {
 	kind   orcKind
-	spReg  uint8
-	bpReg  uint8
+	spReg  orcReg
+	bpReg  orcReg
 	sp, bp int64 // offsets
 }
 
@@ -71,10 +87,11 @@ type orcLayout struct {
 	endPos        int    // of the bit "end"; -1: there is a type for that
 	ip, cs, sp    uint64 // in struct pt_regs
 	bp, r10, r13  uint64
-	di, dx        uint64
+	di, dx, ax    uint64
 	num           uint64 // in struct module
 	orcs, orcIPs  uint64
 	modulesHaveIt bool
+	numbers       []orcReg
 	// known are entries of the kernel proper, by address: a stack is seen again and
 	// again, and a search takes twenty reads.
 	known map[uint64]orc
@@ -117,7 +134,7 @@ func (k *Kernel) findOrcLayout(l *orcLayout) error {
 	if err := k.findOrcEntry(l); err != nil {
 		return err
 	}
-	for name, to := range map[string]*uint64{"ip": &l.ip, "cs": &l.cs, "sp": &l.sp, "bp": &l.bp, "r10": &l.r10, "r13": &l.r13, "di": &l.di, "dx": &l.dx} {
+	for name, to := range map[string]*uint64{"ip": &l.ip, "cs": &l.cs, "sp": &l.sp, "bp": &l.bp, "r10": &l.r10, "r13": &l.r13, "di": &l.di, "dx": &l.dx, "ax": &l.ax} {
 		at, err := k.Profile.Field("pt_regs", name)
 		if err != nil {
 			return err
@@ -177,7 +194,7 @@ func (l *orcLayout) decode(b []byte) orc {
 	bits := binary.LittleEndian.Uint16(b[4:])
 	o := orc{
 		kind:  l.kinds[bits>>l.typePos&l.typeMask],
-		spReg: uint8(bits & 15), bpReg: uint8(bits >> 4 & 15),
+		spReg: l.reg(bits & 15), bpReg: l.reg(bits >> 4 & 15),
 		sp: int64(int16(binary.LittleEndian.Uint16(b))), bp: int64(int16(binary.LittleEndian.Uint16(b[2:]))),
 	}
 	if l.endPos >= 0 && o.spReg == orcUndefined {
@@ -186,6 +203,35 @@ func (l *orcLayout) decode(b []byte) orc {
 		}
 	}
 	return o
+}
+
+func (l *orcLayout) reg(number uint16) orcReg {
+	if int(number) < len(l.numbers) {
+		return l.numbers[number]
+	}
+	return orcOther
+}
+
+// findOrcNumbers finds which numbers the kernel has.
+func (k *Kernel) findOrcNumbers(l *orcLayout) error {
+	for _, name := range orcSamples {
+		at, err := k.Address(name)
+		if err != nil || !l.in(uint64(at)) {
+			continue
+		}
+		for _, l.numbers = range orcNumbers {
+			o, err := k.searchOrcs(l, l.kernel, uint64(at))
+			if err != nil {
+				l.numbers = nil
+				return err
+			}
+			if o.kind == orcCall && o.spReg == orcSP && o.sp == 8 {
+				return nil
+			}
+		}
+	}
+	l.numbers = nil
+	return errors.New("this guest's kernel can't be unwound: it numbers registers in no way that is known")
 }
 
 // orcAt finds the entry of an address of code.

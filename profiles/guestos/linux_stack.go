@@ -63,6 +63,9 @@ var errNoOrc = errors.New("the kernel does not say how to go on from there")
 // guest's: it ends after MaxFrames, whatever that says.
 func (k *Kernel) UnwindKernel(regs *xenevents.Registers) (s KernelStack) {
 	l, err := k.orcs()
+	if err == nil && l.numbers == nil {
+		err = k.findOrcNumbers(l)
+	}
 	if err != nil {
 		return KernelStack{Err: err, Frames: []Frame{{At: xenevents.GVA(regs.RIP), Exact: true}}}
 	}
@@ -155,6 +158,8 @@ func (u *unwinder) frame(o *orc) (sp uint64, err error) {
 		return u.reg(u.l.r10, func(r *xenevents.Registers) uint64 { return r.R10 })
 	case orcR13:
 		return u.reg(u.l.r13, func(r *xenevents.Registers) uint64 { return r.R13 })
+	case orcAX:
+		return u.reg(u.l.ax, func(r *xenevents.Registers) uint64 { return r.RAX })
 	case orcDI:
 		return u.reg(u.l.di, func(r *xenevents.Registers) uint64 { return r.RDI })
 	case orcDX:

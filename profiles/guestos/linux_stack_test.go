@@ -2,6 +2,7 @@ package guestos
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,7 +17,7 @@ const (
 	orcStack   = 0xffffc90000010000
 	orcUser    = 0x7ffe_0000_1000
 
-	leafAt, calleeAt, handlerAt, entryAt, startAt, deadAt, swapAt = orcTexts, orcTexts + 0x1000, orcTexts + 0x2000, orcTexts + 0x3000, orcTexts + 0x4000, orcTexts + 0x5000, orcTexts + 0x6000
+	leafAt, calleeAt, handlerAt, entryAt, startAt, deadAt, swapAt, sampleAt = orcTexts, orcTexts + 0x1000, orcTexts + 0x2000, orcTexts + 0x3000, orcTexts + 0x4000, orcTexts + 0x5000, orcTexts + 0x6000, orcTexts + 0x5800
 )
 
 // orcRow is one entry: of the code from at on.
@@ -24,8 +25,8 @@ type orcRow struct {
 	at     uint64
 	kind   orcKind
 	sp, bp int16
-	spReg  uint8
-	bpReg  uint8
+	spReg  orcReg
+	bpReg  orcReg
 }
 
 var orcRows = []orcRow{
@@ -37,6 +38,7 @@ var orcRows = []orcRow{
 	{at: entryAt + 0x100, kind: orcPartialRegs, spReg: orcSP},
 	{at: startAt, kind: orcEnd},
 	{at: deadAt, kind: orcUnknown},
+	{at: sampleAt, kind: orcCall, spReg: orcSP, sp: 8},
 	{at: swapAt, kind: orcCall, spReg: orcSPIndirect, sp: 8},
 }
 
@@ -54,7 +56,7 @@ func orcTypes(newer bool) func(*isf.Builder) {
 		b.Users["orc_entry"] = u
 		regs := b.Users["pt_regs"]
 		regs.Size = 168
-		for name, at := range map[string]uint64{"ip": 128, "cs": 136, "sp": 152, "bp": 32, "r13": 16} {
+		for name, at := range map[string]uint64{"ip": 128, "cs": 136, "sp": 152, "bp": 32, "r13": 16, "ax": 80} {
 			regs.Fields[name] = isf.Field{Offset: at, Type: isf.Type{Kind: isf.Base, Name: "unsigned long"}}
 		}
 		b.Users["pt_regs"] = regs
@@ -62,13 +64,13 @@ func orcTypes(newer bool) func(*isf.Builder) {
 		b.Symbols = append(b.Symbols, isf.Symbol{Name: "_stext", Addr: orcTexts}, isf.Symbol{Name: "_etext", Addr: orcTexts + 0x8000},
 			isf.Symbol{Name: "__start_orc_unwind_ip", Addr: orcTableAt}, isf.Symbol{Name: "__stop_orc_unwind_ip", Addr: orcTableAt + 4*n},
 			isf.Symbol{Name: "__start_orc_unwind", Addr: orcTableAt + 0x800}, isf.Symbol{Name: "__stop_orc_unwind", Addr: orcTableAt + 0x800 + 6*n},
-			isf.Symbol{Name: "leaf", Addr: leafAt}, isf.Symbol{Name: "callee", Addr: calleeAt}, isf.Symbol{Name: "handler", Addr: handlerAt}, isf.Symbol{Name: "entry", Addr: entryAt}, isf.Symbol{Name: "start", Addr: startAt},
+			isf.Symbol{Name: "leaf", Addr: leafAt}, isf.Symbol{Name: "vfs_read", Addr: sampleAt}, isf.Symbol{Name: "callee", Addr: calleeAt}, isf.Symbol{Name: "handler", Addr: handlerAt}, isf.Symbol{Name: "entry", Addr: entryAt}, isf.Symbol{Name: "start", Addr: startAt},
 			isf.Symbol{Name: "dead", Addr: deadAt}, isf.Symbol{Name: "swap", Addr: swapAt})
 	}
 }
 
 // unwound is a guest with those tables, and a stack of these words.
-func unwound(t testing.TB, newer bool, stack ...uint64) (*guest, *Kernel) {
+func unwound(t testing.TB, newer bool, numbers int, stack ...uint64) (*guest, *Kernel) {
 	t.Helper()
 	g := newGuest(t, banner+"\n\x00")
 	table := make([]byte, 4096)
@@ -81,7 +83,8 @@ func unwound(t testing.TB, newer bool, stack ...uint64) (*guest, *Kernel) {
 		if newer {
 			kinds = map[orcKind]uint16{orcEnd: 1, orcCall: 2, orcRegs: 3, orcPartialRegs: 4}
 		}
-		le.PutUint16(e[4:], uint16(r.spReg)|uint16(r.bpReg)<<4|kinds[r.kind]<<8)
+		number := func(r orcReg) uint16 { return uint16(slices.Index(orcNumbers[numbers], r)) }
+		le.PutUint16(e[4:], number(r.spReg)|number(r.bpReg)<<4|kinds[r.kind]<<8)
 	}
 	g.space.Page(orcTableAt+slide, table...)
 	page := make([]byte, 4096)
@@ -131,8 +134,8 @@ func TestUnwindKernel(t *testing.T) {
 		"in a circle": {ip: leafAt + 8, bp: orcStack, stack: []uint64{orcStack, call(leafAt + 9)},
 			want: "leaf+0x8" + strings.Repeat(" leaf+0x9", MaxFrames-1), err: "more than 64"},
 	} {
-		for _, newer := range []bool{false, true} {
-			_, k := unwound(t, newer, c.stack...)
+		for version, newer := range []bool{false, true, true} {
+			_, k := unwound(t, newer, version/2, c.stack...)
 			regs := &xenevents.Registers{RIP: c.ip + slide, RSP: orcStack, RBP: c.bp}
 			for range 2 { // the second time what is known is taken
 				s := k.UnwindKernel(regs)
@@ -171,7 +174,7 @@ func TestNoOrc(t *testing.T) {
 func FuzzUnwind(f *testing.F) {
 	f.Add([]byte{1}, []byte{2}, uint64(0))
 	f.Fuzz(func(t *testing.T, stack, table []byte, bp uint64) {
-		g, k := unwound(t, true)
+		g, k := unwound(t, true, 1)
 		g.Poke(g.walk(t, orcStack), stack[:min(len(stack), xenevents.PageSize)])
 		g.Poke(g.walk(t, orcTableAt+slide+0x800), table[:min(len(table), 6*len(orcRows))])
 		s := k.UnwindKernel(&xenevents.Registers{RIP: leafAt + slide, RSP: orcStack, RBP: orcStack + bp%xenevents.PageSize})
