@@ -126,7 +126,8 @@ func TestStacks(t *testing.T) {
 					if len(at) < 4+entry || strings.Join(at[1+entry:4+entry], " ") != strings.Join(say[:], " ") {
 						t.Errorf("%s: %v (%s), and the program says %v", add, at, hit.StackError, say)
 					}
-					for _, text := range hit.texts(true)[:4] {
+					texts := hit.texts(true)
+					for _, text := range texts[:min(len(texts), 4)] { // what is behind main is libc's
 						if !strings.HasPrefix(text, "/payload/stack+0x") {
 							t.Errorf("%q", text)
 						}
