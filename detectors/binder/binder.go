@@ -189,15 +189,11 @@ func (b *Binder) request(d detectors.Detector, spec detectors.ProbeSpec, loc Loc
 	h.entry = spec.Return || len(h.args) > 0
 	r.Decide = b.decide(d, spec, h)
 	r.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
-	b.askReturns(&r, spec)
-	r.Budget = b.budget(&spec)
-	return r
-}
-
-func (b *Binder) askReturns(r *probe.Request, spec detectors.ProbeSpec) {
 	if spec.Return {
 		r.Return, r.Thread = true, b.thread
 	}
+	r.Budget = b.budget(&spec)
+	return r
 }
 
 // resolve finds the address; in a module it comes later.

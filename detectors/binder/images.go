@@ -74,12 +74,8 @@ func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detect
 	t := b.images
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	h := &hit{kernel: b.kernel, args: ArgsAt(b.kernel.Profile, loc)}
-	h.read = h.readKernel
-	h.entry = spec.Return || len(h.args) > 0
-	r := probe.Request{Name: spec.Name, Many: true, Decide: b.decide(d, spec, h), Gap: func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }}
-	r.Budget = b.budget(&spec)
-	b.askReturns(&r, spec)
+	r := b.request(d, spec, loc)
+	r.Many, r.Follow, r.Space = true, false, xenevents.AddressSpace{} // those are its members'
 	p := &imageProbe{path: loc.Image, pid: spec.PID, comm: guestos.CommOf(spec.Comm)}
 	if p.id, err = b.engine.Add(ctx, r); err != nil {
 		return Bound{}, err

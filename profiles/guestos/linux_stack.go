@@ -36,7 +36,8 @@ type KernelStack struct {
 }
 
 // PrepareStacks looks up in the profile what stacks need, as Prepare does for the rest.
-// What is not there is told when somebody asks for one.
+// What is not there is told when somebody asks for one. It reads nothing of the guest,
+// and may be called from any goroutine.
 func (k *Kernel) PrepareStacks() {
 	_, _ = k.orcs()
 	_, _ = k.mappings()
