@@ -75,6 +75,7 @@ __attribute__((noinline, noclone)) long work(enum what what, long n) {
     return n;
   default:
     happen(what);
+    usleep(100000); /* longer than what a page has left, or is about to have, keeps an int3 */
     return n + 2000;
   }
 }
