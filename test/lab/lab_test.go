@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -108,22 +110,29 @@ func TestKASLR(t *testing.T) {
 	}
 }
 
-// BenchmarkCopy: from the order to the end of the first command, one megabyte of
-// files included.
+// BenchmarkCopy: from the order to the end of the first command, with as many
+// megabytes of files: 30 are hprobed, hprobe and a profile.
 func BenchmarkCopy(b *testing.B) {
 	lab.Copy(b, lab.Config{}) // boot
-	file := lab.File{Name: "file", Data: make([]byte, 1<<20)}
-	for b.Loop() {
-		h, err := lab.Open(context.Background(), lab.Config{}, lab.Options{}, file)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := h.Run(context.Background(), "true"); err != nil {
-			b.Fatal(err)
-		}
-		if err := h.Close(); err != nil {
-			b.Fatal(err)
-		}
+	for _, megabytes := range []int{0, 1, 30} {
+		b.Run(fmt.Sprintf("%dMB", megabytes), func(b *testing.B) {
+			source := filepath.Join(b.TempDir(), "file")
+			if err := os.WriteFile(source, make([]byte, megabytes<<20), 0o644); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				h, err := lab.Open(context.Background(), lab.Config{}, lab.Options{}, lab.File{Name: "file", Source: source})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := h.Run(context.Background(), "true"); err != nil {
+					b.Fatal(err)
+				}
+				if err := h.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
