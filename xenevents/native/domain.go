@@ -13,9 +13,9 @@ import (
 // Domain is an open domain: xenevents.Domain, Views, PageAllocator, Injector
 // and Prober.
 type Domain struct {
+	Frames
 	host   *Host
 	id     xenevents.DomainID
-	frames frameCache
 	pauses int
 	events *Events
 
@@ -44,9 +44,10 @@ func (h *Host) Open(ctx context.Context, id xenevents.DomainID) (xenevents.Domai
 	if _, err := h.domainInfo(id); err != nil {
 		return nil, err
 	}
-	d := &Domain{host: h, id: id, views: map[xenevents.View]bool{}, spares: map[xenevents.GFN]bool{}}
-	d.frames.init(h.xen, uint16(id), h.opts.MaxFrames)
-	return d, ctx.Err()
+	return &Domain{
+		Frames: NewFrames(privMapper{h.xen, id}, h.opts.MaxFrames),
+		host:   h, id: id, views: map[xenevents.View]bool{}, spares: map[xenevents.GFN]bool{},
+	}, ctx.Err()
 }
 
 // Info asks Xen, and xenstore for the name.
@@ -160,7 +161,7 @@ func (d *Domain) Close() error {
 	for d.pauses > 0 {
 		undo(d.Unpause())
 	}
-	errs = append(errs, d.frames.close())
+	d.Unmap()
 	return errors.Join(errs...)
 }
 

@@ -236,12 +236,8 @@ func (e *Events) HoldWrites() error {
 			return fmt.Errorf("hold the writes of registers: nobody waits at those of CR%d", s.Index)
 		}
 	}
-	err := e.dom.host.domctlOn(e.dom.id, abi.DomctlMonitorOp, func(u []byte, _ uint64) { le.PutUint32(u, abi.MonitorControlRegisters) }, nil)
-	switch {
-	case errors.Is(err, sys.EOPNOTSUPP), errors.Is(err, sys.ENOSYS):
-		return &xenevents.UnsupportedError{Feature: "refusing writes of registers", Need: "Xen 4.14 or later", Err: err}
-	case err != nil:
-		return fmt.Errorf("hold the writes of registers of domain %d: %w", e.dom.id, err)
+	if err := e.dom.HoldWrites(); err != nil {
+		return err
 	}
 	e.ring.holds = true
 	return nil
@@ -395,7 +391,7 @@ func (e *Events) alive() error {
 	if err != nil {
 		return err
 	}
-	e.dom.frames.check(info.Pages)
+	e.dom.CheckPages(info.Pages)
 	return nil
 }
 

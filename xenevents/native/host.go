@@ -162,12 +162,12 @@ func (h *Host) domctlOn(dom xenevents.DomainID, cmd uint32, fill func(u []byte, 
 
 const dataOffset = sys.PageSize
 
-// domainInfo asks for exactly one domain: Xen answers with the next one where
-// the asked one is not there.
 // firstReserved is the first number that no domain has but Xen gives a meaning
 // to (xen.h, DOMID_FIRST_RESERVED): some Xens answer EINVAL for these, not ESRCH.
 const firstReserved = 0x7ff0
 
+// domainInfo asks for exactly one domain: Xen answers with the next one where
+// the asked one is not there.
 func (h *Host) domainInfo(id xenevents.DomainID) (info xenevents.DomainInfo, err error) {
 	if id >= firstReserved {
 		return info, fmt.Errorf("domain %d: %w", id, xenevents.ErrNoDomain)
