@@ -28,7 +28,8 @@ const module = "github.com/hprobe/hprobe/"
 var mayImport = map[string][]string{
 	"xenevents":            {},
 	"xenevents/native":     {"xenevents"},
-	"xenevents/libvmi":     {"xenevents"},
+	"xenevents/libvmi":     {"xenevents", "xenevents/native"},
+	"xenevents/drivers":    {"xenevents", "xenevents/guestmem", "xenevents/native", "xenevents/libvmi"},
 	"xenevents/sim":        {"xenevents"},
 	"xenevents/replay":     {"xenevents"},
 	"xenevents/guestmem":   {"xenevents"},

@@ -41,6 +41,7 @@ hprobe lab exec and hprobe lab guest end with the status of the command they ran
 // app is what all commands share.
 type app struct {
 	socket string
+	driver string
 	json   bool
 	out    io.Writer
 }

@@ -8,12 +8,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
 // withHost runs f with the hypervisor: for what needs no hprobed.
-func withHost(ctx context.Context, f func(*native.Host) error) error {
-	host, err := native.Open(ctx, native.Options{})
+func (a *app) withHost(ctx context.Context, f func(drivers.Host) error) error {
+	host, _, err := drivers.Open(ctx, a.driver, drivers.Options{})
 	if err != nil {
 		return err
 	}
@@ -22,10 +22,10 @@ func withHost(ctx context.Context, f func(*native.Host) error) error {
 
 func (a *app) domain() *cobra.Command {
 	ls := &cobra.Command{Use: "ls", Short: "List the guests of this host", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
-		return withHost(cmd.Context(), func(h *native.Host) error { return a.listDomains(cmd.Context(), h) })
+		return a.withHost(cmd.Context(), func(h drivers.Host) error { return a.listDomains(cmd.Context(), h) })
 	}}
 	features := &cobra.Command{Use: "features DOMAIN", Short: "Show what can be done with a guest", Long: "features shows what hprobe found out about a guest, as doctor does, without a verdict.", Args: exactly("DOMAIN"), RunE: func(cmd *cobra.Command, args []string) error {
-		return withHost(cmd.Context(), func(h *native.Host) error {
+		return a.withHost(cmd.Context(), func(h drivers.Host) error {
 			all, err := domainFeatures(cmd.Context(), h, args[0])
 			if err != nil {
 				return err
@@ -33,7 +33,9 @@ func (a *app) domain() *cobra.Command {
 			return a.showFeatures(all)
 		})
 	}}
-	return group("domain", "List guests, and show what can be done with one", ls, features)
+	cmd := group("domain", "List guests, and show what can be done with one", ls, features)
+	a.driverFlag(cmd)
+	return cmd
 }
 
 // domainLine is a domain for programs.
@@ -63,7 +65,7 @@ func domainLineOf(d *xenevents.DomainInfo) domainLine {
 	return l
 }
 
-func (a *app) listDomains(ctx context.Context, h *native.Host) error {
+func (a *app) listDomains(ctx context.Context, h drivers.Host) error {
 	all, err := h.Domains(ctx)
 	if err != nil {
 		return err
@@ -85,7 +87,7 @@ func (a *app) listDomains(ctx context.Context, h *native.Host) error {
 	return a.table(rows)
 }
 
-func domainFeatures(ctx context.Context, h *native.Host, name string) (f []xenevents.Feature, err error) {
+func domainFeatures(ctx context.Context, h drivers.Host, name string) (f []xenevents.Feature, err error) {
 	info, err := xenevents.FindDomain(ctx, h, name)
 	if err != nil {
 		return nil, err
@@ -102,8 +104,13 @@ func domainFeatures(ctx context.Context, h *native.Host, name string) (f []xenev
 	return p.Features(ctx)
 }
 
+// driverFlag is for what speaks to Xen itself.
+func (a *app) driverFlag(cmd *cobra.Command) {
+	cmd.PersistentFlags().StringVar(&a.driver, "driver", drivers.Auto, "how to speak to Xen: libvmi, native, or auto (libvmi where hprobe was built with it and it is installed)")
+}
+
 func (a *app) doctor() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "doctor [DOMAIN]",
 		Short: "Say what is missing on this host, or for a guest, and the line that adds it",
 		Long: `doctor tries out what hprobe needs of this host, and of a guest if one is named,
@@ -113,7 +120,7 @@ only that shows that nobody else has it. A guest that hprobed watches already is
 with another monitor, so ask before. The exit status is 4 if something is in the way.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withHost(cmd.Context(), func(h *native.Host) error {
+			return a.withHost(cmd.Context(), func(h drivers.Host) error {
 				all, err := h.Features(cmd.Context())
 				if err != nil {
 					return err
@@ -140,6 +147,8 @@ with another monitor, so ask before. The exit status is 4 if something is in the
 			})
 		},
 	}
+	a.driverFlag(cmd)
+	return cmd
 }
 
 // featureLine is a feature for programs.

@@ -19,11 +19,12 @@ import (
 	"github.com/hprobe/hprobe/cmd/internal/version"
 	"github.com/hprobe/hprobe/detectors/sinks"
 	"github.com/hprobe/hprobe/profiles/store"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
 type options struct {
 	socket, profiles, findings string
+	driver                     string
 	poll                       int64
 	verbose                    bool
 }
@@ -49,6 +50,7 @@ signal, 1 failed, 2 wrong usage.`,
 	f.StringVar(&o.socket, "socket", control.DefaultSocket, "where to listen for hprobe")
 	f.StringVar(&o.profiles, "profiles", store.DefaultFolder, "folder with the profiles of guests' kernels")
 	f.StringVar(&o.findings, "findings", "", `file to append findings to, as JSON lines ("-": standard output)`)
+	f.StringVar(&o.driver, "driver", drivers.Auto, "how to speak to Xen: libvmi, native, or auto (libvmi where hprobed was built with it and it is installed)")
 	f.Int64Var(&o.poll, "poll", 0, "for how many CPU cycles to poll for the next event before sleeping: lower latency, a dom0 CPU busy\n(0: 100,000, which is some 30 µs, where there are several; negative: off)")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more: which profile was taken, for one")
 	cmd.SetArgs(args)
@@ -89,7 +91,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 		return err
 	}
 	defer listener.Close()
-	host, err := native.Open(ctx, native.Options{Poll: o.poll})
+	host, why, err := drivers.Open(ctx, o.driver, drivers.Options{Poll: o.poll})
 	if err != nil {
 		return err
 	}
@@ -111,6 +113,6 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 		defer wg.Wait()   // before the file is closed
 		defer sub.Close() // before the wait
 	}
-	log.Info("ready", "version", version.String(), "xen", host.Version(), "socket", o.socket, "profiles", o.profiles)
+	log.Info("ready", "version", version.String(), "xen", host.Version(), "driver", host.Name(), "because", why, "socket", o.socket, "profiles", o.profiles)
 	return d.Serve(ctx, listener)
 }

@@ -1,5 +1,5 @@
 // Command conform runs the drivers' conformance suite (xenevents/drivertest) in
-// dom0 of the lab, against the native driver and the one guest that runs there.
+// dom0 of the lab, against a driver and the one guest that runs there.
 // It prints a line of JSON for each check.
 package main
 
@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/hprobe/hprobe/test/xen/monitor"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 	"github.com/hprobe/hprobe/xenevents/drivertest"
-	"github.com/hprobe/hprobe/xenevents/native"
 )
 
 // Result is what a check came to: both texts empty, and it passed.
@@ -39,7 +39,7 @@ func run(ctx context.Context, only string) (err error) {
 	if err != nil {
 		return err
 	}
-	host, err := monitor.Open(ctx, "", native.Options{})
+	host, err := monitor.Open(ctx, "", drivers.Options{})
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
 // Command hits is the tests' own monitor, for dom0 of the lab: the engine and
-// the native driver with nothing around them. It puts one probe at an address,
+// a driver with nothing around them. It puts one probe at an address,
 // prints "armed", and on SIGTERM, or after -hits hits, removes it, detaches and
 // prints what it saw as one line of JSON.
 package main
@@ -18,7 +18,7 @@ import (
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
 
@@ -62,7 +62,7 @@ func main() {
 	flag.StringVar(&o.symbol, "symbol", "__x64_sys_getpriority", "kernel function, or function+0x4, to probe")
 	flag.StringVar(&o.profile, "profile", monitor.Profile, "profile of the guest's kernel")
 	flag.StringVar(&step, "step", "auto", "how to step over")
-	flag.Int64Var(&o.poll, "poll", 0, "for how many cycles to poll before sleeping (see native.Options)")
+	flag.Int64Var(&o.poll, "poll", 0, "for how many cycles to poll before sleeping (see drivers.Options)")
 	flag.Uint64Var(&o.hits, "hits", 0, "end after so many hits")
 	flag.Uint64Var(&o.argOffset, "arg", monitor.ArgDI, "offset in struct pt_regs, to which RDI points, of the argument to add up")
 	flag.Uint64Var(&o.match, "match", ^uint64(0), "count the hits with this argument")
@@ -82,7 +82,7 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	host, err := monitor.Open(ctx, o.profile, native.Options{Poll: o.poll})
+	host, err := monitor.Open(ctx, o.profile, drivers.Options{Poll: o.poll})
 	if err != nil {
 		return err
 	}

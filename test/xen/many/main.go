@@ -24,7 +24,7 @@ import (
 
 	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
 
@@ -69,7 +69,7 @@ func main() {
 }
 
 func run(ctx context.Context, profile, pipe string) (err error) {
-	host, err := monitor.Open(ctx, profile, native.Options{})
+	host, err := monitor.Open(ctx, profile, drivers.Options{})
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,9 @@
 // Package monitor is what the tests' own monitors have in common. They run in dom0
-// of the lab, with the engine and the native driver and nothing around them.
+// of the lab, with the engine and a driver and nothing around them.
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
 
@@ -43,14 +44,20 @@ func Main(name string, run func(context.Context) error) {
 
 // Host is the lab's Xen, with its one guest.
 type Host struct {
-	*native.Host
+	drivers.Host
 	Guest   xenevents.DomainInfo
 	profile *isf.Profile
 }
 
+// Driver opens the driver that HPROBE_DRIVER names, or the native one.
+func Driver(ctx context.Context, o drivers.Options) (drivers.Host, error) {
+	host, _, err := drivers.Open(ctx, cmp.Or(os.Getenv("HPROBE_DRIVER"), drivers.Native), o)
+	return host, err
+}
+
 // Open connects to it. profile may be "", if Watch is not needed.
-func Open(ctx context.Context, profile string, o native.Options) (*Host, error) {
-	host, err := native.Open(ctx, o)
+func Open(ctx context.Context, profile string, o drivers.Options) (*Host, error) {
+	host, err := Driver(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -85,14 +92,14 @@ type Session struct {
 
 // Watch has an engine serve the guest while do runs, and detach then. dom, if not
 // nil, is what the engine gets in place of the driver's Domain.
-func (h *Host) Watch(ctx context.Context, o probe.Options, dom func(*native.Domain) xenevents.Domain, do func(*Session) error) (err error) {
+func (h *Host) Watch(ctx context.Context, o probe.Options, dom func(drivers.Domain) xenevents.Domain, do func(*Session) error) (err error) {
 	opened, err := h.Host.Open(ctx, h.Guest.ID)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, opened.Close()) }()
 	if dom != nil {
-		opened = dom(opened.(*native.Domain))
+		opened = dom(opened.(drivers.Domain))
 	}
 	s := &Session{}
 	if s.Kernel, err = guestos.FindKernel(opened, int(h.Guest.MaxVCPU)+1, h.profile); err != nil {

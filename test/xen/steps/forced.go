@@ -5,19 +5,19 @@ import (
 
 	"github.com/hprobe/hprobe/test/xen/forms"
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
 // forced is a Domain that makes emulations of the engine's replies: the engine
 // emulates only what is known to be right, and the test finds out what is.
 type forced struct {
-	*native.Domain
+	drivers.Domain
 	cases map[uint64]*forms.Case // by address
 	on    bool
 	seen  map[uint64]int
 }
 
-func newForced(d *native.Domain, cases []*forms.Case) *forced {
+func newForced(d drivers.Domain, cases []*forms.Case) *forced {
 	f := &forced{Domain: d, cases: map[uint64]*forms.Case{}}
 	for _, c := range cases {
 		f.cases[c.At] = c
@@ -33,11 +33,11 @@ func (f *forced) Attach(ctx context.Context) (xenevents.Events, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &forcedEvents{events.(*native.Events), f}, nil
+	return &forcedEvents{events.(drivers.Events), f}, nil
 }
 
 type forcedEvents struct {
-	*native.Events
+	drivers.Events
 	dom *forced
 }
 

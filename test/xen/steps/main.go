@@ -17,7 +17,7 @@ import (
 	"github.com/hprobe/hprobe/test/xen/forms"
 	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
 
@@ -45,13 +45,13 @@ func run(ctx context.Context, profile string, ways []string) (err error) {
 	if err != nil {
 		return err
 	}
-	host, err := monitor.Open(ctx, profile, native.Options{})
+	host, err := monitor.Open(ctx, profile, drivers.Options{})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
 	var dom *forced
-	wrap := func(d *native.Domain) xenevents.Domain {
+	wrap := func(d drivers.Domain) xenevents.Domain {
 		dom = newForced(d, cases)
 		return dom
 	}

@@ -12,9 +12,10 @@ import (
 
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 	"github.com/hprobe/hprobe/xenevents/guestmem"
-	"github.com/hprobe/hprobe/xenevents/native"
 )
 
 func main() {
@@ -33,7 +34,7 @@ func run(ctx context.Context, domain, file string) (err error) {
 	if err != nil {
 		return err
 	}
-	host, err := native.Open(ctx, native.Options{})
+	host, err := monitor.Driver(ctx, drivers.Options{})
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/test/xen/monitor"
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/native"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
 
@@ -82,7 +82,7 @@ func run(ctx context.Context, profile, step string) (err error) {
 	if err != nil {
 		return err
 	}
-	host, err := monitor.Open(ctx, profile, native.Options{})
+	host, err := monitor.Open(ctx, profile, drivers.Options{})
 	if err != nil {
 		return err
 	}

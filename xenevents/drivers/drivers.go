@@ -1,0 +1,76 @@
+// Package drivers opens the driver that somebody asks for by name.
+package drivers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/guestmem"
+	"github.com/hprobe/hprobe/xenevents/native"
+)
+
+// The names of drivers.
+const (
+	Auto   = "auto" // LibVMI where this binary has it and it opens, else native
+	LibVMI = "libvmi"
+	Native = "native"
+)
+
+// Host is what every driver here has beside the roles of a xenevents.Host.
+type Host interface {
+	xenevents.Host
+	xenevents.Prober
+	// Version says which Xen this is.
+	Version() string
+}
+
+// Domain is what a Host of this package opens.
+type Domain interface {
+	xenevents.Domain
+	xenevents.Views
+	xenevents.PageAllocator
+	xenevents.Injector
+	xenevents.Swapper
+	xenevents.Prober
+	guestmem.Loader
+	Ticks() uint64
+	TicksPerSecond() uint64
+}
+
+// Events is what such a Domain attaches.
+type Events interface {
+	xenevents.Events
+	xenevents.Settler
+	xenevents.WriteHolder
+}
+
+var _ Domain = (*native.Domain)(nil)
+var _ Events = (*native.Events)(nil)
+
+// Options are the native driver's; LibVMI's heeds Poll.
+type Options = native.Options
+
+// Open opens a driver, and says why it is this one, in a sentence for a log. The native
+// driver is opened instead of LibVMI's only where the name is Auto.
+func Open(ctx context.Context, name string, o Options) (h Host, why string, err error) {
+	switch name {
+	case Native:
+		why = "it was asked for"
+	case LibVMI:
+		h, err = openLibVMI(ctx, o)
+		return h, "it was asked for", err
+	case Auto, "":
+		if h, err = openLibVMI(ctx, o); err == nil {
+			return h, "LibVMI is installed, and this binary was built with it", nil
+		}
+		why = "LibVMI's can't be had: " + err.Error()
+	default:
+		return nil, "", fmt.Errorf("no driver is called %q: it is %s, %s or %s", name, Auto, LibVMI, Native)
+	}
+	n, err := native.Open(ctx, o)
+	if err != nil {
+		return nil, "", err
+	}
+	return n, why, nil
+}

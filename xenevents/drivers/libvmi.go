@@ -1,0 +1,20 @@
+//go:build libvmi
+
+package drivers
+
+import (
+	"context"
+
+	"github.com/hprobe/hprobe/xenevents/libvmi"
+)
+
+var _ Domain = (*libvmi.Domain)(nil)
+var _ Events = (*libvmi.Events)(nil)
+
+func openLibVMI(ctx context.Context, o Options) (Host, error) {
+	h, err := libvmi.Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}

@@ -1,0 +1,528 @@
+//go:build libvmi
+
+package libvmi
+
+// #include "glue.h"
+import "C"
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/hprobe/hprobe/xenevents"
+)
+
+// Events is the monitor ring of a domain, read by LibVMI: see xenevents.Events.
+type Events struct {
+	dom  *Domain
+	m    *C.struct_hp_monitor
+	lock sync.Mutex // of m's end: Interrupt may come from any goroutine
+	subs map[xenevents.Subscription]*C.vmi_event_t
+	// unwanted are those of subs that LibVMI still has: it must not be without a
+	// handler for what is in the ring.
+	unwanted []xenevents.Subscription
+
+	// ahead: m.event was not given to anybody yet. open: it has no reply yet.
+	ahead, open bool
+	held        []*held
+	pending     []pending // by vCPU
+	holdsWrites bool
+	alone       bool // the guest has one vCPU: while that waits nothing else comes
+
+	ringGFN     xenevents.GFN
+	hadRingPage bool
+
+	interrupted atomic.Bool
+	ctx         context.Context // the last one that Next saw, and what unhooks it
+	unhook      func() bool
+	poll        uint64 // TSC cycles
+	closed      bool
+}
+
+// pending is what Settled needs to know of a vCPU's last reply: see xenevents.Settler.
+type pending struct {
+	rip, slack uint64
+	unsettled  bool
+}
+
+// longestInsn is how long an instruction may be, in bytes.
+const longestInsn = 15
+
+// aliveCheck is how often a Next that sees no event asks whether the domain is still there.
+const aliveCheck = 500 * time.Millisecond
+
+// Attach has LibVMI open the monitor ring.
+func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
+	if d.closed {
+		return nil, xenevents.ErrClosed
+	}
+	if d.events != nil && !d.events.closed {
+		return nil, fmt.Errorf("domain %d: %w: this one", d.id, xenevents.ErrMonitored)
+	}
+	if err := d.native.Attachable(ctx); err != nil {
+		return nil, err
+	}
+	info, err := d.native.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e := &Events{
+		dom: d, subs: map[xenevents.Subscription]*C.vmi_event_t{}, pending: make([]pending, info.MaxVCPU+1),
+		alone: info.MaxVCPU == 0, poll: d.host.native.PollFor(),
+	}
+	if e.ringGFN, e.hadRingPage, err = d.native.RingPage(); err != nil {
+		return nil, err
+	}
+	err = d.keepLimit(ctx, func() error {
+		var why *C.char
+		if e.m = C.hp_attach(C.uint64_t(d.id), &why); e.m == nil {
+			return errors.Join(fmt.Errorf("attach to domain %d: %s", d.id, C.GoString(why)), e.giveRingPage())
+		}
+		return nil
+	})
+	if e.m == nil {
+		return nil, err
+	}
+	d.events = e
+	if err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, ctx.Err()
+}
+
+// giveRingPage puts the ring's page back, if there was one.
+func (e *Events) giveRingPage() error {
+	_, there, err := e.dom.native.RingPage()
+	if err != nil || there || !e.hadRingPage {
+		return err
+	}
+	return e.dom.native.GiveRingPage(e.ringGFN)
+}
+
+// Subscribe asks for a class of events.
+func (e *Events) Subscribe(s xenevents.Subscription) error {
+	if i := slices.Index(e.unwanted, s); i >= 0 {
+		e.unwanted = slices.Delete(e.unwanted, i, i+1)
+	}
+	if e.subs[s] != nil {
+		return nil
+	}
+	for other := range e.subs {
+		if other.Kind == s.Kind && other.Index == s.Index && slices.Contains(e.unwanted, other) {
+			return fmt.Errorf("%v events of domain %d: there are others in the ring that were asked for differently: %w", s.Kind, e.dom.id, xenevents.ErrBusy)
+		}
+	}
+	kind, ok := map[xenevents.Kind]C.uint16_t{
+		xenevents.KindInt3: C.VMI_EVENT_INTERRUPT, xenevents.KindSingleStep: C.VMI_EVENT_SINGLESTEP, xenevents.KindControlReg: C.VMI_EVENT_REGISTER,
+		xenevents.KindMSR: C.VMI_EVENT_REGISTER, xenevents.KindCPUID: C.VMI_EVENT_CPUID, xenevents.KindGuestRequest: C.VMI_EVENT_GUEST_REQUEST,
+		xenevents.KindDebug: C.VMI_EVENT_DEBUG_EXCEPTION,
+	}[s.Kind]
+	switch {
+	case !ok:
+		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("a subscription to %v events", s.Kind)}
+	case s.Kind == xenevents.KindControlReg && s.Index != 0 && s.Index != 3 && s.Index != 4:
+		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("events of CR%d", s.Index)}
+	case s.Kind == xenevents.KindSingleStep && len(e.pending) > C.MAX_SINGLESTEP_VCPUS:
+		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("single-step of %d vCPUs by LibVMI", len(e.pending)), Need: fmt.Sprintf("at most %d, or --driver native", C.MAX_SINGLESTEP_VCPUS)}
+	}
+	ev, errno := C.hp_subscribe(e.m, kind, s.Kind == xenevents.KindMSR, C.uint32_t(s.Index), C.bool(!s.Sync), C.bool(s.OnChange), C.uint32_t(len(e.pending)))
+	if ev == nil {
+		if _, err := e.dom.native.Info(context.Background()); err != nil {
+			return err
+		}
+		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("%v events (index %#x) by LibVMI", s.Kind, s.Index), Need: "another CPU, Xen or LibVMI", Err: errno}
+	}
+	e.subs[s] = ev
+	return nil
+}
+
+// Unsubscribe undoes Subscribe. While events are in the ring LibVMI keeps its handlers,
+// and more of that kind may come.
+func (e *Events) Unsubscribe(s xenevents.Subscription) error {
+	if e.subs[s] == nil || slices.Contains(e.unwanted, s) {
+		return nil
+	}
+	e.unwanted = append(e.unwanted, s)
+	return errors.Join(e.Flush(), e.clear())
+}
+
+// clear takes the unwanted subscriptions away, if the ring is empty.
+func (e *Events) clear() error {
+	if len(e.unwanted) == 0 || e.m.suspended != 0 {
+		return nil
+	}
+	return xenevents.WithPaused(e.dom, func() error {
+		if C.hp_pending(e.m.vmi) != 0 {
+			return nil
+		}
+		var errs []error
+		for _, s := range e.unwanted {
+			if status, errno := C.hp_clear(e.m, e.subs[s]); status != C.VMI_SUCCESS {
+				errs = append(errs, e.dom.failed(fmt.Sprintf("end %v events of domain %d", s.Kind, e.dom.id), errno))
+			}
+			delete(e.subs, s)
+		}
+		e.unwanted = nil
+		return errors.Join(errs...)
+	})
+}
+
+// HoldWrites is xenevents.WriteHolder's. LibVMI can't ask for it, but does not mind.
+func (e *Events) HoldWrites() error {
+	for s := range e.subs {
+		if s.Kind == xenevents.KindControlReg && !s.Sync {
+			return fmt.Errorf("hold the writes of registers: nobody waits at those of CR%d", s.Index)
+		}
+	}
+	if err := e.dom.native.HoldWrites(); err != nil {
+		return err
+	}
+	e.holdsWrites = true
+	return nil
+}
+
+// step has LibVMI go on: with the reply to the last event, and to the next event.
+func (e *Events) step() error {
+	switch C.hp_next(e.m) {
+	case C.HP_EVENT:
+		e.ahead, e.open = true, e.m.event.paused != 0
+		if v := int(e.m.event.vcpu); v >= maxVCPUs {
+			return fmt.Errorf("the monitor ring of domain %d is broken: an event of vCPU %d", e.dom.id, v)
+		} else if v >= len(e.pending) { // hot-plugged
+			e.pending = append(e.pending, make([]pending, v+1-len(e.pending))...)
+			e.alone = false
+		}
+		return nil
+	case C.HP_NOTHING:
+		return e.clear()
+	}
+	return e.dom.failed(fmt.Sprintf("LibVMI's loop of events of domain %d", e.dom.id), nil)
+}
+
+// maxVCPUs is more than a domain of any Xen has.
+const maxVCPUs = 8192
+
+// take gives out one event, if there is one.
+func (e *Events) take(batch []xenevents.Event) (int, error) {
+	for len(batch) > 0 {
+		if !e.ahead {
+			if e.open && (e.alone || C.hp_pending(e.m.vmi) == 0 && !e.mayHold()) {
+				return 0, nil // the one that has no reply holds LibVMI up, and nobody else
+			}
+			if e.open {
+				if err := e.hold(); err != nil {
+					return 0, err
+				}
+			}
+			if err := e.step(); err != nil || !e.ahead {
+				return 0, err
+			}
+		}
+		e.ahead = false
+		ev := &batch[0]
+		decode(&e.m.event, ev)
+		if ev.Paused {
+			e.pending[ev.VCPU] = pending{rip: ev.Regs.RIP}
+		}
+		if h := e.again(ev); h != nil {
+			e.answer(ev, &h.reply)
+			continue
+		}
+		return 1, nil
+	}
+	return 0, nil
+}
+
+// TryNext takes what is in the ring: one event.
+func (e *Events) TryNext(batch []xenevents.Event) (int, error) {
+	if e.closed {
+		return 0, xenevents.ErrClosed
+	}
+	return e.take(batch)
+}
+
+// Next waits for an event: first it polls, then it sleeps on the event channel.
+func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error) {
+	if e.closed {
+		return 0, xenevents.ErrClosed
+	}
+	if ctx != e.ctx {
+		if e.unhook != nil {
+			e.unhook()
+		}
+		e.ctx, e.unhook = ctx, context.AfterFunc(ctx, e.wake)
+	}
+	for {
+		if n, err := e.take(batch); n > 0 || err != nil {
+			return n, err
+		}
+		switch {
+		case ctx.Err() != nil:
+			return 0, ctx.Err()
+		case e.interrupted.Swap(false):
+			return 0, xenevents.ErrInterrupted
+		}
+		why, errno := C.hp_wait(e.m, C.bool(!e.open), C.uint64_t(e.poll), C.int(aliveCheck.Milliseconds()))
+		switch why {
+		case -1:
+			return 0, fmt.Errorf("wait for events of domain %d: %w", e.dom.id, errno)
+		case 0:
+			if err := e.alive(); err != nil {
+				return 0, err
+			}
+		}
+	}
+}
+
+// alive says whether the domain still runs, and lets the mapped frames know how many
+// pages it has.
+func (e *Events) alive() error {
+	info, err := e.dom.native.Info(context.Background())
+	if errors.Is(err, xenevents.ErrNoDomain) || err == nil && (info.Dying || info.Shutdown) {
+		return fmt.Errorf("domain %d: %w", e.dom.id, xenevents.ErrDomainGone)
+	}
+	if err != nil {
+		return err
+	}
+	e.dom.CheckPages(info.Pages)
+	return nil
+}
+
+// decode reads an event. Its registers are LibVMI's copy, but the values are the guest's.
+func decode(from *C.struct_hp_event, ev *xenevents.Event) {
+	*ev = xenevents.Event{
+		Paused: from.paused != 0, VCPU: xenevents.VCPU(from.vcpu), View: xenevents.View(from.view), GFN: xenevents.GFN(from.gfn),
+		InsnLen: uint8(from.insn_len), IntType: uint8(from.int_type), Index: uint32(from.index), Leaf: uint32(from.leaf), Subleaf: uint32(from.subleaf),
+		New: uint64(from.value), Old: uint64(from.previous),
+	}
+	decodeRegisters(from.regs, &ev.Regs)
+	switch from._type {
+	case C.VMI_EVENT_INTERRUPT:
+		ev.Kind = xenevents.KindInt3
+	case C.VMI_EVENT_MEMORY:
+		ev.Kind = xenevents.KindMemAccess
+		ev.Offset, ev.GLA = uint32(from.offset)&xenevents.PageMask, xenevents.GVA(from.gla)
+		// LibVMI says that there is an address, and whether it was in a walk.
+		if from.gla_valid != 0 {
+			ev.Fault = xenevents.FaultGLAValid | xenevents.FaultWithGLA
+			if from.in_walk != 0 {
+				ev.Fault = xenevents.FaultGLAValid | xenevents.FaultInGPT
+			}
+		}
+		for trap, a := range [...]xenevents.Access{1: xenevents.AccessR, 2: xenevents.AccessW, 3: xenevents.AccessX} {
+			if from.access&(1<<trap) != 0 {
+				ev.Access |= a
+			}
+		}
+	case C.VMI_EVENT_SINGLESTEP:
+		ev.Kind = xenevents.KindSingleStep
+	case C.VMI_EVENT_REGISTER:
+		if ev.Kind = xenevents.KindMSR; ev.Index <= 4 {
+			ev.Kind = xenevents.KindControlReg
+		}
+	case C.VMI_EVENT_CPUID:
+		ev.Kind = xenevents.KindCPUID
+	case C.VMI_EVENT_DEBUG_EXCEPTION:
+		ev.Kind = xenevents.KindDebug
+	case C.VMI_EVENT_GUEST_REQUEST:
+		ev.Kind = xenevents.KindGuestRequest
+	default:
+		ev.Kind = xenevents.KindOther
+	}
+}
+
+// Reply answers an event. Xen sees it with the next Flush or Next.
+func (e *Events) Reply(ev *xenevents.Event, r *xenevents.Reply) error {
+	switch h := e.waits(ev.VCPU); {
+	case !ev.Paused:
+		return nil
+	case e.closed:
+		return xenevents.ErrClosed
+	case e.open && !e.ahead && xenevents.VCPU(e.m.event.vcpu) == ev.VCPU:
+		e.answer(ev, r)
+		return nil
+	case h != nil:
+		return e.release(h, r)
+	}
+	return fmt.Errorf("vCPU %d of domain %d waits for no reply", ev.VCPU, e.dom.id)
+}
+
+// answer writes the reply that LibVMI's callback returns with.
+func (e *Events) answer(ev *xenevents.Event, r *xenevents.Reply) {
+	to := &e.m.reply
+	if r.Switch {
+		to.flags |= C.VMI_EVENT_RESPONSE_SLAT_ID
+		to.view = C.uint16_t(r.View)
+	}
+	switch r.Step {
+	case xenevents.StepToggle:
+		to.flags |= C.VMI_EVENT_RESPONSE_TOGGLE_SINGLESTEP
+	case xenevents.StepFast:
+		to.flags |= C.VMI_EVENT_RESPONSE_NEXT_SLAT_ID
+		to.after = C.uint16_t(r.After)
+	}
+	if r.Emulate {
+		to.flags |= C.VMI_EVENT_RESPONSE_EMULATE
+		if r.InsnLen > 0 {
+			to.flags |= C.VMI_EVENT_RESPONSE_SET_EMUL_INSN
+			to.insn = *(*[16]C.uint8_t)(unsafe.Pointer(&r.Insn))
+		}
+	}
+	if r.Deny {
+		to.flags |= C.VMI_EVENT_RESPONSE_DENY
+	}
+	if x := r.Regs; x != nil {
+		to.flags |= C.VMI_EVENT_RESPONSE_SET_REGISTERS
+		to.set_regs = 1
+		for i, v := range [...]uint64{x.RAX, x.RCX, x.RDX, x.RBX, x.RSP, x.RBP, x.RSI, x.RDI, x.R8, x.R9, x.R10, x.R11, x.R12, x.R13, x.R14, x.R15, x.RFLAGS, x.RIP} {
+			to.regs[i] = C.uint64_t(v)
+		}
+	}
+	p := &e.pending[ev.VCPU]
+	p.unsettled, p.slack = r.Emulate || r.Regs != nil, 0
+	if e.holdsWrites && (ev.Kind == xenevents.KindControlReg || ev.Kind == xenevents.KindMSR) {
+		p.unsettled, p.slack = true, longestInsn
+	}
+	e.open = false
+}
+
+// inject has LibVMI give the guest the int3 that it waits at, with the reply.
+func (e *Events) inject(v xenevents.VCPU) bool {
+	if e.m.suspended == 0 || e.ahead || e.m.event._type != C.VMI_EVENT_INTERRUPT || xenevents.VCPU(e.m.event.vcpu) != v {
+		return false
+	}
+	e.m.reply.reinject = 1
+	return true
+}
+
+// Flush sends all replies. The next event may be fetched by that.
+func (e *Events) Flush() error {
+	if e.closed {
+		return nil
+	}
+	if e.m.suspended != 0 && !e.open && !e.ahead {
+		if err := e.step(); err != nil {
+			return err
+		}
+	}
+	if e.m.unsent != 0 {
+		if rc, errno := C.hp_notify(e.m); rc != 0 {
+			return e.dom.failed(fmt.Sprintf("tell Xen of the replies for domain %d", e.dom.id), errno)
+		}
+	}
+	return nil
+}
+
+// Settled says whether all replies were carried out, as the native driver's.
+func (e *Events) Settled() (bool, error) {
+	if err := e.Flush(); err != nil {
+		return false, err
+	}
+	if e.owed() {
+		return false, nil
+	}
+	for v := range e.pending {
+		p := &e.pending[v]
+		if !p.unsettled {
+			continue
+		}
+		r, err := e.dom.Registers(xenevents.VCPU(v))
+		if err != nil && !errors.Is(err, xenevents.ErrVCPUDown) {
+			return false, err
+		}
+		if err == nil && r.RIP-p.rip <= p.slack {
+			return false, nil
+		}
+		p.unsettled = false
+	}
+	return true, nil
+}
+
+// Interrupt makes Next return.
+func (e *Events) Interrupt() {
+	e.interrupted.Store(true)
+	e.wake()
+}
+
+func (e *Events) wake() {
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	if e.m != nil {
+		C.hp_wake(e.m)
+	}
+}
+
+// Close ends the subscription with the domain paused.
+func (e *Events) Close() error {
+	if e.closed {
+		return nil
+	}
+	e.closed = true
+	if e.unhook != nil {
+		e.unhook()
+	}
+	err := xenevents.WithPaused(e.dom, e.detach)
+	if errors.Is(err, xenevents.ErrNoDomain) {
+		err = nil // it took its ring along
+	}
+	end := func() error {
+		e.lock.Lock()
+		defer e.lock.Unlock()
+		C.hp_detach(e.m)
+		e.m = nil
+		return nil
+	}
+	limit := e.dom.keepLimit(context.Background(), end)
+	if e.m != nil { // the domain is gone, and nothing to keep
+		return errors.Join(err, end())
+	}
+	return errors.Join(err, limit, e.giveRingPage())
+}
+
+// detach runs with the domain paused.
+func (e *Events) detach() error {
+	errs := []error{e.answerAll()}
+	for s, ev := range e.subs {
+		if status, errno := C.hp_clear(e.m, ev); status != C.VMI_SUCCESS {
+			errs = append(errs, e.dom.failed(fmt.Sprintf("end %v events of domain %d", s.Kind, e.dom.id), errno))
+		}
+	}
+	clear(e.subs)
+	errs = append(errs, e.letGo())
+	C.hp_forget_memory(e.m)
+	return errors.Join(errs...)
+}
+
+// answerAll lets every vCPU that waits for a reply run on. CPUID was done, and must not
+// be done again.
+func (e *Events) answerAll() error {
+	var ev xenevents.Event
+	for {
+		if e.ahead || e.open {
+			decode(&e.m.event, &ev)
+			if ev.Paused && (e.ahead || e.open) {
+				var r xenevents.Reply
+				if ev.Kind == xenevents.KindCPUID {
+					regs := ev.Regs
+					regs.RIP += uint64(ev.InsnLen)
+					r.Regs = &regs
+				}
+				e.answer(&ev, &r)
+			}
+			e.ahead, e.open = false, false
+		}
+		if e.m.suspended == 0 && C.hp_pending(e.m.vmi) == 0 {
+			return nil
+		}
+		e.unwanted = nil // all go, below
+		if err := e.step(); err != nil {
+			return err
+		}
+	}
+}
