@@ -4,6 +4,7 @@ package drivers
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/guestmem"
@@ -47,6 +48,17 @@ type Events interface {
 
 var _ Domain = (*native.Domain)(nil)
 var _ Events = (*native.Events)(nil)
+
+// Dump is a memory dump that is open for reading.
+type Dump interface {
+	xenevents.Memory
+	// Size is how many bytes of memory there are.
+	Size() uint64
+	io.Closer
+}
+
+// OpenDump opens a raw dump of a guest's memory, by LibVMI.
+func OpenDump(path string) (Dump, error) { return openDump(path) }
 
 // Options are the native driver's; LibVMI's heeds Poll.
 type Options = native.Options

@@ -11,6 +11,14 @@ import (
 var _ Domain = (*libvmi.Domain)(nil)
 var _ Events = (*libvmi.Events)(nil)
 
+func openDump(path string) (Dump, error) {
+	d, err := libvmi.OpenDump(path)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
 func openLibVMI(ctx context.Context, o Options) (Host, error) {
 	h, err := libvmi.Open(ctx, o)
 	if err != nil {

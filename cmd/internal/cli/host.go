@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -21,9 +22,14 @@ func (a *app) withHost(ctx context.Context, f func(drivers.Host) error) error {
 }
 
 func (a *app) domain() *cobra.Command {
+	var dump string
 	ls := &cobra.Command{Use: "ls", Short: "List the guests of this host", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+		if dump != "" {
+			return a.listDump(dump)
+		}
 		return a.withHost(cmd.Context(), func(h drivers.Host) error { return a.listDomains(cmd.Context(), h) })
 	}}
+	ls.Flags().StringVar(&dump, "dump", "", "list this `FILE`, a raw dump of a guest's memory, in place of the guests (needs LibVMI)")
 	features := &cobra.Command{Use: "features DOMAIN", Short: "Show what can be done with a guest", Long: "features shows what hprobe found out about a guest, as doctor does, without a verdict.", Args: exactly("DOMAIN"), RunE: func(cmd *cobra.Command, args []string) error {
 		return a.withHost(cmd.Context(), func(h drivers.Host) error {
 			all, err := domainFeatures(cmd.Context(), h, args[0])
@@ -63,6 +69,20 @@ func domainLineOf(d *xenevents.DomainInfo) domainLine {
 		l.State = "paused"
 	}
 	return l
+}
+
+// listDump shows a memory dump as a domain: what is known of it.
+func (a *app) listDump(path string) error {
+	d, err := drivers.OpenDump(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	l := domainLine{Name: filepath.Base(path), Type: "dump", State: "read-only", MemoryMB: d.Size() >> 20}
+	if a.json {
+		return a.value(l)
+	}
+	return a.table([][]string{{"NAME", "TYPE", "STATE", "MEMORY"}, {guestText(l.Name), l.Type, l.State, fmt.Sprintf("%d MiB", l.MemoryMB)}})
 }
 
 func (a *app) listDomains(ctx context.Context, h drivers.Host) error {
