@@ -67,6 +67,8 @@ func Checks() []Check {
 		{"execute-violation", onDomain(executeViolation)},
 		{"hidden-int3", onDomain(hiddenInt3)},
 		{"reply-once", onDomain(replyOnce)},
+		{"late-replies", onDomain(lateReplies)},
+		{"panic-in-the-middle", onDomain(panics)},
 		{"close-sends-replies", onDomain(closeSends)},
 		{"close-undoes-everything", onDomain(closeUndoes)},
 	}
