@@ -9,15 +9,12 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -35,9 +32,7 @@ type State struct {
 	Shadows int
 	Pages   uint64 // of the domain
 	Max     uint64
-	RSS     int // of this process, in KiB
-	Maps    int // mappings of this process
-	Threads int // of Go's
+	monitor.Usage
 	Hits    uint64
 	Skipped int // functions that can't be probed
 	Error   string
@@ -246,7 +241,7 @@ func (m *many) reclaimed(ctx context.Context) error {
 }
 
 func (m *many) state(ctx context.Context) (s State, err error) {
-	s = State{Armed: len(m.armed), Skipped: m.skipped, Threads: runtime.NumGoroutine()}
+	s = State{Armed: len(m.armed), Skipped: m.skipped}
 	all, stats, err := m.Engine.Probes(ctx)
 	if err != nil {
 		return s, err
@@ -260,21 +255,6 @@ func (m *many) state(ctx context.Context) (s State, err error) {
 		return s, fmt.Errorf("%d domains: %w", len(domains), err)
 	}
 	s.Pages, s.Max = domains[0].Pages, domains[0].MaxPages
-	// What is in use, not what Go keeps for later.
-	runtime.GC()
-	debug.FreeOSMemory()
-	maps, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
-		return s, err
-	}
-	s.Maps = bytes.Count(maps, []byte("\n"))
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return s, err
-	}
-	_, rss, _ := strings.Cut(string(status), "VmRSS:")
-	if _, err := fmt.Sscan(rss, &s.RSS); err != nil {
-		return s, fmt.Errorf("/proc/self/status: %w", err)
-	}
-	return s, nil
+	s.Usage, err = monitor.Used()
+	return s, err
 }
