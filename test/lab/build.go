@@ -129,26 +129,34 @@ var goBuilt struct {
 	dir   string
 }
 
-// GoBinary builds a package of this module as a static binary for a copy, once
-// in a test run.
+// GoBinary builds a package of this module for a copy's dom0, once in a test run:
+// as a static binary, or with LibVMI (see Driver), where that can't run on this
+// machine, and a test without LibVMI is skipped.
 func GoBinary(t testing.TB, pkg string) string {
 	t.Helper()
-	path, err := BuildGo(context.Background(), pkg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return goFor(t, pkg, "-s -w", "build")
 }
 
-// BuildGo is GoBinary for who is no test.
+// BuildGo builds a package as a static binary, whichever driver the tests are for:
+// for who is no test, and for programs that a test runs on this machine.
 func BuildGo(ctx context.Context, pkg string) (string, error) {
-	return goBuild(ctx, pkg, "build", "-ldflags=-s -w")
+	return goBuild(ctx, driverNative, pkg, "-s -w", "build")
 }
 
-// GoTest builds the tests of a package as a static binary for a copy.
+// GoTest builds the tests of a package for a copy, as GoBinary does.
 func GoTest(t testing.TB, pkg string) string {
 	t.Helper()
-	path, err := goBuild(context.Background(), pkg, "test", "-c")
+	return goFor(t, pkg, "", "test", "-c")
+}
+
+// goFor builds with the driver that the tests are for.
+func goFor(t testing.TB, pkg, ldflags string, how ...string) string {
+	t.Helper()
+	d := driver(t)
+	if d == driverLibVMI {
+		NeedLibVMI(t)
+	}
+	path, err := goBuild(context.Background(), d, pkg, ldflags, how...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,11 +166,22 @@ func GoTest(t testing.TB, pkg string) string {
 // keepBuilds is how long what one test run built stays in the cache.
 const keepBuilds = 2 * time.Hour
 
-func goBuild(ctx context.Context, pkg string, how ...string) (string, error) {
+func goBuild(ctx context.Context, driver, pkg, ldflags string, how ...string) (string, error) {
 	goBuilt.Lock()
 	defer goBuilt.Unlock()
-	key := how[0] + pkg
-	if path := goBuilt.paths[key]; path != "" {
+	name := how[0] + "-" + strings.ReplaceAll(pkg, "/", "_")
+	env := []string{"CGO_ENABLED=0"}
+	if driver == driverLibVMI {
+		l, err := findLibVMI()
+		if err != nil {
+			return "", err
+		}
+		name += "-libvmi"
+		env = []string{"CGO_ENABLED=1", "CGO_CFLAGS=" + strings.Join(append([]string{"-O2"}, l.flags...), " ")}
+		how = append(slices.Clone(how), "-tags=libvmi")
+		ldflags += ` -linkmode external -extldflags "` + libvmiLink + `"`
+	}
+	if path := goBuilt.paths[name]; path != "" {
 		return path, nil
 	}
 	if goBuilt.paths == nil {
@@ -172,12 +191,15 @@ func goBuild(ctx context.Context, pkg string, how ...string) (string, error) {
 		}
 		goBuilt.paths, goBuilt.dir = map[string]string{}, dir
 	}
-	path := filepath.Join(goBuilt.dir, how[0]+"-"+strings.ReplaceAll(pkg, "/", "_"))
-	args := append([]string{"CGO_ENABLED=0", "go"}, how...)
+	path := filepath.Join(goBuilt.dir, name)
+	args := slices.Concat(env, []string{"go"}, how)
+	if ldflags != "" {
+		args = append(args, "-ldflags="+ldflags)
+	}
 	if _, err := command(ctx, "", "env", append(args, "-trimpath", "-o", path, pkg)...); err != nil {
 		return "", err
 	}
-	goBuilt.paths[key] = path
+	goBuilt.paths[name] = path
 	return path, nil
 }
 

@@ -24,7 +24,8 @@ import (
 type File struct {
 	Name   string
 	Source string // a path on this machine, or
-	Data   []byte // its content
+	Data   []byte // its content, or
+	Link   string // where it points to: it is a symbolic link
 	Guest  bool
 }
 
@@ -39,6 +40,8 @@ type Options struct {
 	Profile string
 	// Dir is where logs go; a temporary folder otherwise, which Close removes.
 	Dir string
+	// Driver, if not "", is what dom0's programs have as HPROBE_DRIVER.
+	Driver string
 }
 
 // Host is a copy of a host that belongs to the caller, who closes it. Commands
@@ -49,6 +52,7 @@ type Host struct {
 	dir     string
 	keep    bool
 	profile string
+	driver  string
 	conn    net.Conn
 	r       *bufio.Reader
 	line    chan struct{} // a token: who may use the connection
@@ -65,7 +69,7 @@ func Open(ctx context.Context, cfg Config, o Options, files ...File) (_ *Host, e
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	h := &Host{Config: cfg.withDefaults(), dir: o.Dir, keep: o.Dir != "", line: make(chan struct{}, 1)}
+	h := &Host{Config: cfg.withDefaults(), dir: o.Dir, keep: o.Dir != "", driver: o.Driver, line: make(chan struct{}, 1)}
 	h.Guest = &Guest{h}
 	h.line <- struct{}{}
 	if !h.keep {
@@ -78,6 +82,13 @@ func Open(ctx context.Context, cfg Config, o Options, files ...File) (_ *Host, e
 			h.Close()
 		}
 	}()
+	progress := o.Progress
+	if progress == nil {
+		progress = func(string) {}
+	}
+	if files, err = withLibVMI(ctx, h.Config.Xen, files, progress); err != nil {
+		return nil, err
+	}
 	payloads, err := payloadImages(ctx, h.dir, files)
 	if err != nil {
 		return nil, err
@@ -171,6 +182,9 @@ func place(tree string, f File) error {
 	if _, err := os.Lstat(to); err == nil { // what it is linked to would be overwritten
 		return fmt.Errorf("two files of a copy are called %q", f.Name)
 	}
+	if f.Link != "" {
+		return os.Symlink(f.Link, to)
+	}
 	if f.Source == "" {
 		return os.WriteFile(to, f.Data, 0o755)
 	}
@@ -184,6 +198,9 @@ func place(tree string, f File) error {
 // Background processes of it go on when it ended; their output must be
 // redirected. When ctx ends first the copy is of no more use.
 func (h *Host) Run(ctx context.Context, script string) (Result, error) {
+	if h.driver != "" {
+		script = "export HPROBE_DRIVER=" + h.driver + "\n" + script
+	}
 	return h.run(ctx, 'R', script)
 }
 

@@ -28,6 +28,9 @@ func CopyWith(t testing.TB, cfg Config, o Options, files ...File) *Host {
 	if testing.Short() {
 		t.Skip("boots a Xen host in software: not with -short")
 	}
+	if d := driver(t); d != driverNative {
+		o.Driver = d
+	}
 	dir, err := os.MkdirTemp("", "hprobe-lab-")
 	if err != nil {
 		t.Fatal(err)

@@ -138,7 +138,11 @@ func profile(t *testing.T, linux string) lab.File {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	f, err := guests.Profile(ctx, binary(t, "cmd/hprobe").Source, kernel, dir)
+	hprobe, err := lab.BuildGo(ctx, module+"cmd/hprobe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := guests.Profile(ctx, hprobe, kernel, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
