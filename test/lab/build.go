@@ -137,6 +137,17 @@ func GoBinary(t testing.TB, pkg string) string {
 	return goFor(t, pkg, "-s -w", "build")
 }
 
+// GoBinaryLibVMI is GoBinary with LibVMI, whichever driver the tests are for.
+func GoBinaryLibVMI(t testing.TB, pkg string) string {
+	t.Helper()
+	NeedLibVMI(t)
+	path, err := goBuild(context.Background(), driverLibVMI, pkg, "-s -w", "build")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // BuildGo builds a package as a static binary, whichever driver the tests are for:
 // for who is no test, and for programs that a test runs on this machine.
 func BuildGo(ctx context.Context, pkg string) (string, error) {

@@ -26,6 +26,9 @@
 //     real one is there the vCPU is let go, does the same again, and gets it: see held.go.
 //     That goes for int3s, violations and CPUID; others can't wait for another.
 //   - Writes of registers that wait for their reply.
+//   - MSRs: LibVMI calls libxenctrl's xc_monitor_mov_to_msr without its last argument, so
+//     that it is chance whether writes of the same value are told of
+//     (libvmi/driver/xen/libxc_wrapper.h has four parameters, xenctrl.h five).
 //   - Access r_pw, which LibVMI has no name for, is an *UnsupportedError.
 //
 // LibVMI prints to standard error what it finds wrong. Registers of a vCPU that is down

@@ -139,6 +139,9 @@ func (e *Events) Subscribe(s xenevents.Subscription) error {
 		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("%v events (index %#x) by LibVMI", s.Kind, s.Index), Need: "another CPU, Xen or LibVMI", Err: errno}
 	}
 	e.subs[s] = ev
+	if s.Kind == xenevents.KindMSR {
+		return e.dom.native.MonitorAnew(s)
+	}
 	return nil
 }
 

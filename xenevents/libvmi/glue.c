@@ -220,8 +220,6 @@ static event_response_t on_event(vmi_instance_t vmi, vmi_event_t *e)
 {
     struct hp_monitor *m = e->data;
     (void) vmi;
-    // LibVMI has all writes of an MSR reported.
-    if (e->type == VMI_EVENT_REGISTER && e->reg_event.onchange && e->reg_event.value == e->reg_event.previous) return VMI_EVENT_RESPONSE_NONE;
     describe(m, e);
     memset(&m->reply, 0, sizeof m->reply);
     if (m->inside) {

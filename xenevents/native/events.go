@@ -173,7 +173,7 @@ func (e *Events) Subscribe(s xenevents.Subscription) error {
 	if e.subs[s] {
 		return nil
 	}
-	if err := e.monitor(s, abi.MonitorEnable); err != nil {
+	if err := e.dom.monitor(s, abi.MonitorEnable); err != nil {
 		return err
 	}
 	e.subs[s] = true
@@ -186,10 +186,10 @@ func (e *Events) Unsubscribe(s xenevents.Subscription) error {
 		return nil
 	}
 	delete(e.subs, s)
-	return e.monitor(s, abi.MonitorDisable)
+	return e.dom.monitor(s, abi.MonitorDisable)
 }
 
-func (e *Events) monitor(s xenevents.Subscription, op uint32) error {
+func (d *Domain) monitor(s xenevents.Subscription, op uint32) error {
 	event, ok := map[xenevents.Kind]uint32{
 		xenevents.KindInt3: abi.MonitorInt3, xenevents.KindSingleStep: abi.MonitorSingleStep, xenevents.KindControlReg: abi.MonitorControlReg,
 		xenevents.KindMSR: abi.MonitorMSR, xenevents.KindCPUID: abi.MonitorCPUID, xenevents.KindGuestRequest: abi.MonitorGuestRequest,
@@ -205,7 +205,7 @@ func (e *Events) monitor(s xenevents.Subscription, op uint32) error {
 			return &xenevents.UnsupportedError{Feature: fmt.Sprintf("events of CR%d", s.Index)}
 		}
 	}
-	err := e.dom.host.domctlOn(e.dom.id, abi.DomctlMonitorOp, func(u []byte, _ uint64) {
+	err := d.host.domctlOn(d.id, abi.DomctlMonitorOp, func(u []byte, _ uint64) {
 		le.PutUint32(u, op)
 		le.PutUint32(u[4:], event)
 		switch s.Kind {
@@ -224,7 +224,7 @@ func (e *Events) monitor(s xenevents.Subscription, op uint32) error {
 	case s.Kind == xenevents.KindMSR && errors.Is(err, sys.EINVAL):
 		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("events of MSR %#x", s.Index), Need: "one of 0 to 0x1fff, 0x40000000 to 0x40001fff, 0xc0000000 to 0xc0001fff", Err: err}
 	case err != nil:
-		return fmt.Errorf("%v events of domain %d: %w", s.Kind, e.dom.id, err)
+		return fmt.Errorf("%v events of domain %d: %w", s.Kind, d.id, err)
 	}
 	return nil
 }

@@ -47,6 +47,14 @@ func (d *Domain) holdVCPU(cmd uint32, v xenevents.VCPU) error {
 	return nil
 }
 
+// MonitorAnew ends a subscription that another has made, and makes it as it is meant.
+func (d *Domain) MonitorAnew(s xenevents.Subscription) error {
+	if err := d.monitor(s, abi.MonitorDisable); err != nil {
+		return err
+	}
+	return d.monitor(s, abi.MonitorEnable)
+}
+
 // HoldWrites has each write of a control register or MSR that is monitored wait for
 // its reply: see xenevents.WriteHolder.
 func (d *Domain) HoldWrites() error {
