@@ -148,6 +148,12 @@ func GoBinaryLibVMI(t testing.TB, pkg string) string {
 	return path
 }
 
+// GoBinaryWithSymbols is GoBinary, with symbols for a profiler.
+func GoBinaryWithSymbols(t testing.TB, pkg string) string {
+	t.Helper()
+	return goFor(t, pkg, "", "build")
+}
+
 // BuildGo builds a package as a static binary, whichever driver the tests are for:
 // for who is no test, and for programs that a test runs on this machine.
 func BuildGo(ctx context.Context, pkg string) (string, error) {
@@ -181,6 +187,9 @@ func goBuild(ctx context.Context, driver, pkg, ldflags string, how ...string) (s
 	goBuilt.Lock()
 	defer goBuilt.Unlock()
 	name := how[0] + "-" + strings.ReplaceAll(pkg, "/", "_")
+	if how[0] == "build" && ldflags == "" {
+		name += "-symbols"
+	}
 	env := []string{"CGO_ENABLED=0"}
 	if driver == driverLibVMI {
 		l, err := findLibVMI()

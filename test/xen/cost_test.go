@@ -40,11 +40,7 @@ func TestCost(t *testing.T) {
 }
 
 func cost(t *testing.T, cfg lab.Config, limit uint64) {
-	// With its symbols.
-	hits := filepath.Join(t.TempDir(), "hits")
-	if out := onThisMachine(t, "go", "build", "-o", hits, module+"test/xen/hits"); out != "" {
-		t.Log(out)
-	}
+	hits := lab.GoBinaryWithSymbols(t, module+"test/xen/hits")
 	samples := filepath.Join(t.TempDir(), "samples")
 	h := lab.CopyWith(t, cfg, lab.Options{Profile: samples}, lab.File{Name: "hits", Source: hits}, profile(t, cfg.Guest), program(t, "calls"))
 	xensyms := h.MustRun(t, "cat /proc/xen/xensyms")
