@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/native"
 )
 
 // Events is the monitor ring of a domain, read by LibVMI: see xenevents.Events.
@@ -41,7 +42,8 @@ type Events struct {
 	interrupted atomic.Bool
 	ctx         context.Context // the last one that Next saw, and what unhooks it
 	unhook      func() bool
-	poll        uint64 // TSC cycles
+	poll        uint64           // TSC cycles
+	bell        *native.Doorbell // nil: the guest has a CPU of its own
 	closed      bool
 }
 
@@ -90,6 +92,9 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 		return nil, err
 	}
 	d.events = e
+	if err == nil {
+		e.bell, err = d.host.native.Doorbell(uint32(e.m.port))
+	}
 	if err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -271,6 +276,11 @@ func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error)
 		case e.interrupted.Swap(false):
 			return 0, xenevents.ErrInterrupted
 		}
+		if more, err := e.offer(); err != nil {
+			return 0, err
+		} else if more {
+			continue
+		}
 		why, errno := C.hp_wait(e.m, C.bool(!e.open), C.uint64_t(e.poll), C.int(aliveCheck.Milliseconds()))
 		switch why {
 		case -1:
@@ -281,6 +291,26 @@ func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error)
 			}
 		}
 	}
+}
+
+// offers is how often the guest is offered the CPU that it shares with us: see the
+// native driver's.
+const offers = 2
+
+// offer lets the guest run until it has an event, and says whether it has one.
+func (e *Events) offer() (bool, error) {
+	if e.bell == nil || e.open {
+		return false, nil
+	}
+	for range offers {
+		if err := e.bell.Yield(false); err != nil {
+			return false, err
+		}
+		if C.hp_pending(e.m.vmi) != 0 {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // alive says whether the domain still runs, and lets the mapped frames know how many
@@ -483,9 +513,9 @@ func (e *Events) Close() error {
 	}
 	limit := e.dom.keepLimit(context.Background(), end)
 	if e.m != nil { // the domain is gone, and nothing to keep
-		return errors.Join(err, end())
+		return errors.Join(err, end(), e.bell.Close())
 	}
-	return errors.Join(err, limit, e.giveRingPage())
+	return errors.Join(err, limit, e.giveRingPage(), e.bell.Close())
 }
 
 // detach runs with the domain paused.

@@ -93,10 +93,8 @@ func (e *Events) open() error {
 	if err != nil {
 		return errors.Join(err, d.disableRing(), sys.Unmap(e.ring.page))
 	}
-	if d.host.opts.Poll == 0 && d.host.cpus == 1 {
-		if e.bell, err = d.host.xen.NewDoorbell(e.channel.Port()); err != nil {
-			return errors.Join(err, e.channel.Close(), d.disableRing(), sys.Unmap(e.ring.page))
-		}
+	if e.bell, err = d.host.Doorbell(e.channel.Port()); err != nil {
+		return errors.Join(err, e.channel.Close(), d.disableRing(), sys.Unmap(e.ring.page))
 	}
 	// The guest must not see or change the ring; the mapping stays.
 	if err := d.reservation(abi.MemoryDecreaseReservation, e.ringGFN); err != nil {

@@ -17,6 +17,18 @@ import (
 // cycles of the TSC: see Options.Poll.
 func (h *Host) PollFor() uint64 { return h.opts.poll(h.cpus) }
 
+// Doorbell rings an event channel, and gives the CPU away.
+type Doorbell = sys.Doorbell
+
+// Doorbell makes one for a port of dom0's, or none (nil) where it is not worth while:
+// see Options.Poll.
+func (h *Host) Doorbell(port uint32) (*Doorbell, error) {
+	if h.opts.Poll != 0 || h.cpus != 1 {
+		return nil, nil
+	}
+	return h.xen.NewDoorbell(port)
+}
+
 // VMEventVersion is the version of the running Xen's vm_event interface.
 func (h *Host) VMEventVersion() uint32 { return h.ver.VMEvent }
 
