@@ -12,7 +12,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <x86intrin.h>
+#include <immintrin.h>
 
 struct hp_functions hp;
 
@@ -253,15 +253,15 @@ int hp_notify(struct hp_monitor *m)
 
 static int woken(struct hp_monitor *m) { return __atomic_load_n(&m->woken, __ATOMIC_RELAXED); }
 
-int hp_wait(struct hp_monitor *m, bool events, uint64_t poll_for, int milliseconds)
+int hp_look(struct hp_monitor *m)
 {
-    for (uint64_t began = __rdtsc(); events && poll_for != 0;) {
-        for (int i = 0; i < 64; i++) {
-            if (hp.vmi_are_events_pending(m->vmi) != 0) return 1;
-            _mm_pause();
-        }
-        if (woken(m) || __rdtsc() - began > poll_for) break;
-    }
+    int n = 0;
+    for (int i = 0; i < 32 && (n = hp.vmi_are_events_pending(m->vmi)) == 0; i++) _mm_pause();
+    return n;
+}
+
+int hp_wait(struct hp_monitor *m, bool events, int milliseconds)
+{
     struct pollfd p[2] = {{events ? m->fd : -1, POLLIN, 0}, {m->wake, POLLIN, 0}};
     if (poll(p, 2, woken(m) ? 0 : milliseconds) < 0) return errno == EINTR ? 0 : -1;
     if (events) m->readable = p[0].revents != 0;

@@ -142,10 +142,11 @@ void hp_forget_memory(struct hp_monitor *m);
 int hp_next(struct hp_monitor *m);
 // hp_notify tells Xen of responses.
 int hp_notify(struct hp_monitor *m);
+// hp_look looks for an event for a moment, and returns how many there are.
+int hp_look(struct hp_monitor *m);
 // hp_wait waits until there is an event (1), hp_wake was called (2, and maybe once more for nothing), or the time is
-// over (0): first it looks for as many cycles of the TSC as poll says, then it sleeps. Without events it waits for
-// hp_wake alone. -1 is an error, in errno.
-int hp_wait(struct hp_monitor *m, bool events, uint64_t poll, int milliseconds);
+// over (0). Without events it waits for hp_wake alone. -1 is an error, in errno.
+int hp_wait(struct hp_monitor *m, bool events, int milliseconds);
 // hp_wake makes a hp_wait return, the present one or the next. Any thread may call it.
 void hp_wake(struct hp_monitor *m);
 
