@@ -17,14 +17,15 @@
 //     for a domain that is not there it does so to domain 0. So a domain is looked for
 //     before, and its limit is set back after each of the two.
 //   - Spare frames: LibVMI finds none that the guest does not know, and keeps to no limit.
-//   - The page of the monitor's ring is not given back to the guest; here it is.
+//   - The page of the monitor's ring is not given back to the guest; here it is. And who
+//     waits for an event looks at that page, in place of calling C again and again.
 //   - Why an attach failed: it says "driver". The native driver attaches and detaches
 //     before, so that a domain that has a monitor is told from other trouble.
 //   - A reply out of order: LibVMI has reserved the response's place in the ring before it
-//     calls back, so nobody else's reply can overtake it. A vCPU whose reply is to come
-//     later is held by Xen's means for gdbsx, its event gets the empty reply, and when the
-//     real one is there the vCPU is let go, does the same again, and gets it: see held.go.
-//     That goes for int3s, violations and CPUID; others can't wait for another.
+//     calls back, so nobody else's reply can overtake it. An event whose reply is to come
+//     later gets the empty reply as soon as another waits; the vCPU then does again what
+//     it was stopped at, and the event that comes of it gets the reply, once that is
+//     there: see held.go. That goes for int3s, violations and CPUID; others can't wait.
 //   - Writes of registers that wait for their reply.
 //   - MSRs: LibVMI calls libxenctrl's xc_monitor_mov_to_msr without its last argument, so
 //     that it is chance whether writes of the same value are told of

@@ -207,7 +207,7 @@ func (d *Domain) Features(ctx context.Context) ([]xenevents.Feature, error) {
 	}
 	return append(all, xenevents.Feature{
 		Name: "replies-out-of-order", Title: "replies in any order", Answer: xenevents.No,
-		Detail: "LibVMI replies in the order of the events: a vCPU that waits for a slow verdict is held, and hits once more",
+		Detail: "LibVMI replies in the order of the events: a vCPU that waits for a slow verdict hits again, unseen, while others have events",
 	}), err
 }
 

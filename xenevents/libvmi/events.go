@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,13 +30,11 @@ type Events struct {
 
 	// ahead: m.event was not given to anybody yet. open: it has no reply yet.
 	ahead, open bool
+	cookie      uint64 // of m.event
 	held        []*held
 	pending     []pending // by vCPU
 	holdsWrites bool
-	alone       bool // the guest has one vCPU: while that waits nothing else comes
-
-	ringGFN     xenevents.GFN
-	hadRingPage bool
+	ring        *native.RingPage
 
 	interrupted atomic.Bool
 	ctx         context.Context // the last one that Next saw, and what unhooks it
@@ -76,20 +73,20 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 	}
 	e := &Events{
 		dom: d, subs: map[xenevents.Subscription]*C.vmi_event_t{}, pending: make([]pending, info.MaxVCPU+1),
-		alone: info.MaxVCPU == 0, poll: d.host.native.PollFor(),
+		poll: d.host.native.PollFor(),
 	}
-	if e.ringGFN, e.hadRingPage, err = d.native.RingPage(); err != nil {
+	if e.ring, err = d.native.OpenRingPage(); err != nil {
 		return nil, err
 	}
 	err = d.keepLimit(ctx, func() error {
 		var why *C.char
 		if e.m = C.hp_attach(C.uint64_t(d.id), &why); e.m == nil {
-			return errors.Join(fmt.Errorf("attach to domain %d: %s", d.id, C.GoString(why)), e.giveRingPage())
+			return errors.Join(fmt.Errorf("attach to domain %d: %s", d.id, C.GoString(why)), e.ring.Close())
 		}
 		return nil
 	})
 	if e.m == nil {
-		return nil, err
+		return nil, errors.Join(err, e.ring.Close())
 	}
 	d.events = e
 	if err == nil {
@@ -101,110 +98,16 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 	return e, ctx.Err()
 }
 
-// giveRingPage puts the ring's page back, if there was one.
-func (e *Events) giveRingPage() error {
-	_, there, err := e.dom.native.RingPage()
-	if err != nil || there || !e.hadRingPage {
-		return err
-	}
-	return e.dom.native.GiveRingPage(e.ringGFN)
-}
-
-// Subscribe asks for a class of events.
-func (e *Events) Subscribe(s xenevents.Subscription) error {
-	if i := slices.Index(e.unwanted, s); i >= 0 {
-		e.unwanted = slices.Delete(e.unwanted, i, i+1)
-	}
-	if e.subs[s] != nil {
-		return nil
-	}
-	for other := range e.subs {
-		if other.Kind == s.Kind && other.Index == s.Index && slices.Contains(e.unwanted, other) {
-			return fmt.Errorf("%v events of domain %d: there are others in the ring that were asked for differently: %w", s.Kind, e.dom.id, xenevents.ErrBusy)
-		}
-	}
-	kind, ok := map[xenevents.Kind]C.uint16_t{
-		xenevents.KindInt3: C.VMI_EVENT_INTERRUPT, xenevents.KindSingleStep: C.VMI_EVENT_SINGLESTEP, xenevents.KindControlReg: C.VMI_EVENT_REGISTER,
-		xenevents.KindMSR: C.VMI_EVENT_REGISTER, xenevents.KindCPUID: C.VMI_EVENT_CPUID, xenevents.KindGuestRequest: C.VMI_EVENT_GUEST_REQUEST,
-		xenevents.KindDebug: C.VMI_EVENT_DEBUG_EXCEPTION,
-	}[s.Kind]
-	switch {
-	case !ok:
-		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("a subscription to %v events", s.Kind)}
-	case s.Kind == xenevents.KindControlReg && s.Index != 0 && s.Index != 3 && s.Index != 4:
-		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("events of CR%d", s.Index)}
-	case s.Kind == xenevents.KindSingleStep && len(e.pending) > C.MAX_SINGLESTEP_VCPUS:
-		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("single-step of %d vCPUs by LibVMI", len(e.pending)), Need: fmt.Sprintf("at most %d, or --driver native", C.MAX_SINGLESTEP_VCPUS)}
-	}
-	ev, errno := C.hp_subscribe(e.m, kind, s.Kind == xenevents.KindMSR, C.uint32_t(s.Index), C.bool(!s.Sync), C.bool(s.OnChange), C.uint32_t(len(e.pending)))
-	if ev == nil {
-		if _, err := e.dom.native.Info(context.Background()); err != nil {
-			return err
-		}
-		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("%v events (index %#x) by LibVMI", s.Kind, s.Index), Need: "another CPU, Xen or LibVMI", Err: errno}
-	}
-	e.subs[s] = ev
-	if s.Kind == xenevents.KindMSR {
-		return e.dom.native.MonitorAnew(s)
-	}
-	return nil
-}
-
-// Unsubscribe undoes Subscribe. While events are in the ring LibVMI keeps its handlers,
-// and more of that kind may come.
-func (e *Events) Unsubscribe(s xenevents.Subscription) error {
-	if e.subs[s] == nil || slices.Contains(e.unwanted, s) {
-		return nil
-	}
-	e.unwanted = append(e.unwanted, s)
-	return errors.Join(e.Flush(), e.clear())
-}
-
-// clear takes the unwanted subscriptions away, if the ring is empty.
-func (e *Events) clear() error {
-	if len(e.unwanted) == 0 || e.m.suspended != 0 {
-		return nil
-	}
-	return xenevents.WithPaused(e.dom, func() error {
-		if C.hp_pending(e.m.vmi) != 0 {
-			return nil
-		}
-		var errs []error
-		for _, s := range e.unwanted {
-			if status, errno := C.hp_clear(e.m, e.subs[s]); status != C.VMI_SUCCESS {
-				errs = append(errs, e.dom.failed(fmt.Sprintf("end %v events of domain %d", s.Kind, e.dom.id), errno))
-			}
-			delete(e.subs, s)
-		}
-		e.unwanted = nil
-		return errors.Join(errs...)
-	})
-}
-
-// HoldWrites is xenevents.WriteHolder's. LibVMI can't ask for it, but does not mind.
-func (e *Events) HoldWrites() error {
-	for s := range e.subs {
-		if s.Kind == xenevents.KindControlReg && !s.Sync {
-			return fmt.Errorf("hold the writes of registers: nobody waits at those of CR%d", s.Index)
-		}
-	}
-	if err := e.dom.native.HoldWrites(); err != nil {
-		return err
-	}
-	e.holdsWrites = true
-	return nil
-}
-
 // step has LibVMI go on: with the reply to the last event, and to the next event.
 func (e *Events) step() error {
 	switch C.hp_next(e.m) {
 	case C.HP_EVENT:
 		e.ahead, e.open = true, e.m.event.paused != 0
+		e.cookie++
 		if v := int(e.m.event.vcpu); v >= maxVCPUs {
 			return fmt.Errorf("the monitor ring of domain %d is broken: an event of vCPU %d", e.dom.id, v)
 		} else if v >= len(e.pending) { // hot-plugged
 			e.pending = append(e.pending, make([]pending, v+1-len(e.pending))...)
-			e.alone = false
 		}
 		return nil
 	case C.HP_NOTHING:
@@ -219,30 +122,35 @@ const maxVCPUs = 8192
 // take gives out one event, if there is one.
 func (e *Events) take(batch []xenevents.Event) (int, error) {
 	for len(batch) > 0 {
+		if e.open && !e.ahead {
+			// It has no reply yet, and holds LibVMI up.
+			if e.ring.Waiting() == 0 {
+				return 0, nil
+			}
+			if err := e.setAside(); err != nil {
+				return 0, err
+			}
+		}
 		if !e.ahead {
-			if e.open && (e.alone || C.hp_pending(e.m.vmi) == 0 && !e.mayHold()) {
-				return 0, nil // the one that has no reply holds LibVMI up, and nobody else
-			}
-			if e.open {
-				if err := e.hold(); err != nil {
-					return 0, err
-				}
-			}
 			if err := e.step(); err != nil || !e.ahead {
 				return 0, err
 			}
 		}
 		e.ahead = false
 		ev := &batch[0]
-		decode(&e.m.event, ev)
+		e.decode(ev)
 		if ev.Paused {
 			e.pending[ev.VCPU] = pending{rip: ev.Regs.RIP}
 		}
-		if h := e.again(ev); h != nil {
+		switch h := e.again(ev); {
+		case h == nil:
+			return 1, nil
+		case h.answered:
 			e.answer(ev, &h.reply)
-			continue
+			e.forget(h)
+		default: // there is no reply yet: it waits here, while nobody else does
+			return 0, nil
 		}
-		return 1, nil
 	}
 	return 0, nil
 }
@@ -276,15 +184,18 @@ func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error)
 		case e.interrupted.Swap(false):
 			return 0, xenevents.ErrInterrupted
 		}
-		if e.look() {
+		if e.open && e.ring.Waiting() != 0 { // two that have no reply: not at full speed
+			if rc, errno := C.hp_wait(e.m, false, C.int(turn.Microseconds())); rc < 0 {
+				return 0, fmt.Errorf("wait for events of domain %d: %w", e.dom.id, errno)
+			}
 			continue
 		}
-		if more, err := e.offer(); err != nil {
+		if more, err := e.look(); err != nil {
 			return 0, err
 		} else if more {
 			continue
 		}
-		why, errno := C.hp_wait(e.m, C.bool(!e.open), C.int(aliveCheck.Milliseconds()))
+		why, errno := C.hp_wait(e.m, true, C.int(aliveCheck.Microseconds()))
 		switch why {
 		case -1:
 			return 0, fmt.Errorf("wait for events of domain %d: %w", e.dom.id, errno)
@@ -296,40 +207,30 @@ func (e *Events) Next(ctx context.Context, batch []xenevents.Event) (int, error)
 	}
 }
 
-// look looks for an event for a while, in calls of C that are short: one that takes some
-// 20 µs has Go's scheduler give the thread's processor away, and then this goroutine
-// must wait for another (runtime/proc.go, retake). That cost four hits in a hundred
-// 300,000 cycles each.
-func (e *Events) look() bool {
-	if e.poll == 0 || e.open {
-		return false
-	}
-	for began := e.dom.Ticks(); !e.interrupted.Load() && e.ctx.Err() == nil; {
-		if C.hp_look(e.m) != 0 {
-			return true
-		}
-		if e.dom.Ticks()-began > e.poll {
-			break
-		}
-	}
-	return false
-}
+// looks is how often Next looks at the ring between two looks at the time.
+const looks = 256
 
 // offers is how often the guest is offered the CPU that it shares with us: see the
 // native driver's.
 const offers = 2
 
-// offer lets the guest run until it has an event, and says whether it has one.
-func (e *Events) offer() (bool, error) {
-	if e.bell == nil || e.open {
-		return false, nil
-	}
-	for range offers {
-		if err := e.bell.Yield(false); err != nil {
-			return false, err
+// look looks for an event for a while, or lets the guest run until it has one, and says
+// whether there is one. It keeps away from cgo: while Go's scheduler thinks that a
+// thread is in C it wakes others, and on a CPU that they share with it that cost four
+// hits in a hundred 400,000 cycles.
+func (e *Events) look() (bool, error) {
+	switch {
+	case e.bell != nil && !e.open:
+		for range offers {
+			if err := e.bell.Yield(false); err != nil || e.ring.Waiting() != 0 {
+				return true, err
+			}
 		}
-		if C.hp_pending(e.m.vmi) != 0 {
-			return true, nil
+	case e.poll != 0:
+		for began := e.dom.Ticks(); e.dom.Ticks()-began < e.poll && !e.interrupted.Load() && e.ctx.Err() == nil; {
+			if e.ring.Await(looks) {
+				return true, nil
+			}
 		}
 	}
 	return false, nil
@@ -349,9 +250,12 @@ func (e *Events) alive() error {
 	return nil
 }
 
-// decode reads an event. Its registers are LibVMI's copy, but the values are the guest's.
-func decode(from *C.struct_hp_event, ev *xenevents.Event) {
+// decode reads the event at hand. Its registers are LibVMI's copy, but the values are the
+// guest's.
+func (e *Events) decode(ev *xenevents.Event) {
+	from := &e.m.event
 	*ev = xenevents.Event{
+		Cookie: e.cookie,
 		Paused: from.paused != 0, VCPU: xenevents.VCPU(from.vcpu), View: xenevents.View(from.view), GFN: xenevents.GFN(from.gfn),
 		InsnLen: uint8(from.insn_len), IntType: uint8(from.int_type), Index: uint32(from.index), Leaf: uint32(from.leaf), Subleaf: uint32(from.subleaf),
 		New: uint64(from.value), Old: uint64(from.previous),
@@ -394,16 +298,17 @@ func decode(from *C.struct_hp_event, ev *xenevents.Event) {
 
 // Reply answers an event. Xen sees it with the next Flush or Next.
 func (e *Events) Reply(ev *xenevents.Event, r *xenevents.Reply) error {
-	switch h := e.waits(ev.VCPU); {
+	switch h := e.aside(ev); {
 	case !ev.Paused:
 		return nil
 	case e.closed:
 		return xenevents.ErrClosed
-	case e.open && !e.ahead && xenevents.VCPU(e.m.event.vcpu) == ev.VCPU:
+	case h != nil:
+		e.decide(h, r)
+		return nil
+	case e.open && !e.ahead && ev.Cookie == e.cookie:
 		e.answer(ev, r)
 		return nil
-	case h != nil:
-		return e.release(h, r)
 	}
 	return fmt.Errorf("vCPU %d of domain %d waits for no reply", ev.VCPU, e.dom.id)
 }
@@ -535,9 +440,9 @@ func (e *Events) Close() error {
 	}
 	limit := e.dom.keepLimit(context.Background(), end)
 	if e.m != nil { // the domain is gone, and nothing to keep
-		return errors.Join(err, end(), e.bell.Close())
+		return errors.Join(err, end(), e.ring.Close(), e.bell.Close())
 	}
-	return errors.Join(err, limit, e.giveRingPage(), e.bell.Close())
+	return errors.Join(err, limit, e.ring.Close(), e.bell.Close())
 }
 
 // detach runs with the domain paused.
@@ -549,7 +454,7 @@ func (e *Events) detach() error {
 		}
 	}
 	clear(e.subs)
-	errs = append(errs, e.letGo())
+	e.held = nil
 	C.hp_forget_memory(e.m)
 	return errors.Join(errs...)
 }
@@ -560,7 +465,7 @@ func (e *Events) answerAll() error {
 	var ev xenevents.Event
 	for {
 		if e.ahead || e.open {
-			decode(&e.m.event, &ev)
+			e.decode(&ev)
 			if ev.Paused && (e.ahead || e.open) {
 				var r xenevents.Reply
 				if ev.Kind == xenevents.KindCPUID {
@@ -572,7 +477,7 @@ func (e *Events) answerAll() error {
 			}
 			e.ahead, e.open = false, false
 		}
-		if e.m.suspended == 0 && C.hp_pending(e.m.vmi) == 0 {
+		if e.m.suspended == 0 && e.ring.Waiting() == 0 {
 			return nil
 		}
 		e.unwanted = nil // all go, below

@@ -11,8 +11,8 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
-#include <immintrin.h>
 
 struct hp_functions hp;
 
@@ -52,6 +52,7 @@ const char *hp_load(void)
 #undef FIND
 #define FIND(name) if ((found.name = find(channel, #name)) == NULL) goto no;
     FIND(xenevtchn_open) FIND(xenevtchn_close) FIND(xenevtchn_fd) FIND(xenevtchn_notify)
+    FIND(xenevtchn_pending) FIND(xenevtchn_unmask)
 #undef FIND
     if (found.vmi_events_version() != VMI_EVENTS_VERSION) {
         snprintf(reason, sizeof reason, "the installed LibVMI has version %u of its events, and hprobe was built for %u: install the LibVMI that it was built with, or build it anew",
@@ -122,9 +123,7 @@ static void body(void)
 {
     struct hp_monitor *m = starting;
     for (;;) {
-        uint32_t unmask = m->readable;
-        m->readable = 0;
-        m->why = hp.vmi_events_listen(m->vmi, unmask) == VMI_SUCCESS ? HP_NOTHING : HP_FAILED;
+        m->why = hp.vmi_events_listen(m->vmi, 0) == VMI_SUCCESS ? HP_NOTHING : HP_FAILED;
         hp_switch(&m->there, m->here);
     }
 }
@@ -236,7 +235,7 @@ static event_response_t on_event(vmi_instance_t vmi, vmi_event_t *e)
 
 int hp_next(struct hp_monitor *m)
 {
-    if (!m->suspended && !m->readable && hp.vmi_are_events_pending(m->vmi) == 0) return HP_NOTHING;
+    if (!m->suspended && hp.vmi_are_events_pending(m->vmi) == 0) return HP_NOTHING;
     starting = m;
     m->inside = 1;
     hp_switch(&m->here, m->there);
@@ -253,25 +252,23 @@ int hp_notify(struct hp_monitor *m)
 
 static int woken(struct hp_monitor *m) { return __atomic_load_n(&m->woken, __ATOMIC_RELAXED); }
 
-int hp_look(struct hp_monitor *m)
-{
-    int n = 0;
-    for (int i = 0; i < 32 && (n = hp.vmi_are_events_pending(m->vmi)) == 0; i++) _mm_pause();
-    return n;
-}
-
-int hp_wait(struct hp_monitor *m, bool events, int milliseconds)
+int hp_wait(struct hp_monitor *m, bool events, int microseconds)
 {
     struct pollfd p[2] = {{events ? m->fd : -1, POLLIN, 0}, {m->wake, POLLIN, 0}};
-    if (poll(p, 2, woken(m) ? 0 : milliseconds) < 0) return errno == EINTR ? 0 : -1;
-    if (events) m->readable = p[0].revents != 0;
+    struct timespec limit = {microseconds / 1000000, microseconds % 1000000 * 1000L}, now = {0};
+    if (ppoll(p, 2, woken(m) ? &now : &limit, NULL) < 0) return errno == EINTR ? 0 : -1;
+    if (p[0].revents) {
+        // It tells of the next event again. LibVMI would do this when its loop is over, and till then nobody could sleep.
+        int port = hp.xenevtchn_pending(m->channel);
+        if (port < 0 || hp.xenevtchn_unmask(m->channel, port) != 0) return -1;
+    }
     if (p[1].revents || woken(m)) {
         uint64_t n;
         __atomic_store_n(&m->woken, 0, __ATOMIC_SEQ_CST);
         if (read(m->wake, &n, sizeof n) < 0 && errno != EAGAIN) return -1;
         return 2;
     }
-    return events && m->readable;
+    return p[0].revents != 0;
 }
 
 void hp_wake(struct hp_monitor *m)

@@ -33,6 +33,8 @@ struct hp_functions {
     int (*xenevtchn_close)(void *handle);
     int (*xenevtchn_fd)(void *handle);
     int (*xenevtchn_notify)(void *handle, uint32_t port);
+    int (*xenevtchn_pending)(void *handle);
+    int (*xenevtchn_unmask)(void *handle, uint32_t port);
 };
 
 // hp is empty until hp_load returned NULL.
@@ -62,7 +64,6 @@ HP_CALL(slat_switch, (vmi_instance_t v, uint16_t view), (v, view))
 HP_CALL(slat_change_gfn, (vmi_instance_t v, uint16_t view, addr_t from, addr_t to), (v, view, from, to))
 HP_CALL(read_pa, (vmi_instance_t v, addr_t at, size_t n, void *to, size_t *got), (v, at, n, to, got))
 
-static inline int hp_pending(vmi_instance_t v) { return hp.vmi_are_events_pending(v); }
 static inline uint64_t hp_max_address(vmi_instance_t v) { return hp.vmi_get_max_physical_address(v); }
 
 // hp_map maps guest frames one after the other; NULL if one of them is not there. hp_unmap undoes it.
@@ -109,8 +110,6 @@ struct hp_monitor {
     struct hp_reply reply; // to it, for the next hp_next
     // A response is in the ring that Xen was not told of.
     uint8_t unsent;
-    // The channel's file can be read: LibVMI is to unmask it.
-    uint8_t readable;
     int woken; // hp_wake was called since hp_wait last returned 2
 
     uint8_t inside;    // LibVMI runs on the coroutine
@@ -142,11 +141,9 @@ void hp_forget_memory(struct hp_monitor *m);
 int hp_next(struct hp_monitor *m);
 // hp_notify tells Xen of responses.
 int hp_notify(struct hp_monitor *m);
-// hp_look looks for an event for a moment, and returns how many there are.
-int hp_look(struct hp_monitor *m);
 // hp_wait waits until there is an event (1), hp_wake was called (2, and maybe once more for nothing), or the time is
 // over (0). Without events it waits for hp_wake alone. -1 is an error, in errno.
-int hp_wait(struct hp_monitor *m, bool events, int milliseconds);
+int hp_wait(struct hp_monitor *m, bool events, int microseconds);
 // hp_wake makes a hp_wait return, the present one or the next. Any thread may call it.
 void hp_wake(struct hp_monitor *m);
 

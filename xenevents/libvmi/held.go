@@ -3,7 +3,6 @@
 package libvmi
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,14 +10,16 @@ import (
 	"github.com/hprobe/hprobe/xenevents"
 )
 
-// held is a vCPU whose reply comes later than those of others. LibVMI got the empty
-// reply, with which the vCPU would do again what it was stopped at; Xen keeps it from
-// running until the reply is there. Then it does it again, and the event that comes of
-// it gets the reply.
+// held is an event whose reply comes later than those of others. LibVMI gives no other
+// event before it has the reply to this one. So when another waits in the ring, this
+// one gets the empty reply, with which the vCPU does again what it was stopped at: the
+// event that comes of it is behind the others in the ring, and is this one again, which
+// nobody is told of. Two that wait push each other round, and the guest's CPU time with
+// them, until a verdict is there.
 //
 // In between an interrupt may come, and the guest's thread go on on another vCPU: so it
-// is known by its registers. One that never comes back (it was killed, say) is given up
-// after a while.
+// is known by its registers. One that has its reply and never comes back (its thread
+// was killed, say) is given up after a while.
 type held struct {
 	event    xenevents.Event
 	reply    xenevents.Reply
@@ -27,65 +28,74 @@ type held struct {
 	until    time.Time // once it is answered
 }
 
-// heldFor is how long a vCPU that was let go is expected to come back.
+// heldFor is how long a reply waits for its event to come again.
 const heldFor = time.Second
 
-// mayHold says whether the event that has no reply may be done again.
-func (e *Events) mayHold() bool {
-	var ev xenevents.Event
-	decode(&e.m.event, &ev)
-	return ev.Kind == xenevents.KindInt3 || ev.Kind == xenevents.KindMemAccess || ev.Kind == xenevents.KindCPUID
-}
+// turn is how long an event without a reply keeps LibVMI where another waits:
+// that may be one that was set aside as well.
+const turn = 50 * time.Microsecond
 
-// hold keeps the vCPU of the event that has no reply from running, so that LibVMI can
-// go on.
-func (e *Events) hold() error {
-	h := &held{}
-	decode(&e.m.event, &h.event)
-	v := h.event.VCPU
-	if !e.mayHold() {
-		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("a reply to a %v event after others' by LibVMI", h.event.Kind), Need: "--driver native"}
+// setAside lets LibVMI go on to the next event: the one at hand has no reply yet.
+func (e *Events) setAside() error {
+	var ev xenevents.Event
+	e.decode(&ev)
+	h := e.again(&ev)
+	switch {
+	case h != nil: // once more
+	case ev.Kind == xenevents.KindInt3 || ev.Kind == xenevents.KindMemAccess || ev.Kind == xenevents.KindCPUID:
+		e.held = append(e.held, &held{event: ev})
+	default: // it is over, and can't be done again
+		return &xenevents.UnsupportedError{Feature: fmt.Sprintf("a reply to a %v event after others' by LibVMI", ev.Kind), Need: "--driver native"}
 	}
-	if err := xenevents.WithPaused(e.dom, func() error { return e.dom.native.HoldVCPU(v) }); err != nil {
-		return err
-	}
-	e.held = append(e.held, h)
-	e.answer(&h.event, &xenevents.Reply{})
+	e.answer(&ev, &xenevents.Reply{})
 	return nil
 }
 
-// waits returns the vCPU that is held and has no reply yet, or nil.
-func (e *Events) waits(v xenevents.VCPU) *held {
+// aside returns an event that was set aside and has no reply yet, or nil. A vCPU may have
+// several, of threads that went on elsewhere.
+func (e *Events) aside(ev *xenevents.Event) *held {
 	for _, h := range e.held {
-		if h.event.VCPU == v && !h.answered {
+		if h.event.Cookie == ev.Cookie && !h.answered {
 			return h
 		}
 	}
 	return nil
 }
 
-// release lets a vCPU that is held go on.
-func (e *Events) release(h *held, r *xenevents.Reply) error {
+// decide takes the reply to an event that was set aside.
+func (e *Events) decide(h *held, r *xenevents.Reply) {
 	h.answered, h.reply, h.until = true, *r, time.Now().Add(heldFor)
 	if r.Regs != nil {
 		h.regs = *r.Regs
 		h.reply.Regs = &h.regs
 	}
-	if h.reply == (xenevents.Reply{}) { // it is tried again, and that is all
-		h.until = time.Time{}
+	if e.open && !e.ahead { // it may be the one that LibVMI waits for
+		var ev xenevents.Event
+		e.decode(&ev)
+		if e.again(&ev) == h {
+			e.answer(&ev, &h.reply)
+			e.forget(h)
+			return
+		}
 	}
-	return xenevents.WithPaused(e.dom, func() error { return e.dom.native.ReleaseVCPU(h.event.VCPU) })
+	if h.reply == (xenevents.Reply{}) { // it is tried again, and that is all
+		e.forget(h)
+	}
 }
 
-// again returns what was replied to a held vCPU, if this is its event again.
+func (e *Events) forget(h *held) {
+	e.held = slices.DeleteFunc(e.held, func(other *held) bool { return other == h })
+}
+
+// again returns what was set aside, if this is its event again. What has its reply is
+// forgotten by that.
 func (e *Events) again(ev *xenevents.Event) *held {
 	if len(e.held) == 0 {
 		return nil
 	}
 	e.giveUp()
-	for i, h := range e.held {
-		if h.answered && h.same(ev) {
-			e.held = slices.Delete(e.held, i, i+1)
+	for _, h := range e.held {
+		if h.same(ev) {
 			return h
 		}
 	}
@@ -110,20 +120,8 @@ func (h *held) same(ev *xenevents.Event) bool {
 	return true
 }
 
-// owed says whether a vCPU was let go and has not come back yet.
+// owed says whether a reply waits for its event to come again.
 func (e *Events) owed() bool {
 	e.giveUp()
 	return slices.ContainsFunc(e.held, func(h *held) bool { return h.answered })
-}
-
-// letGo lets all run that are held, with the domain paused.
-func (e *Events) letGo() error {
-	var errs []error
-	for _, h := range e.held {
-		if !h.answered {
-			errs = append(errs, e.dom.native.ReleaseVCPU(h.event.VCPU))
-		}
-	}
-	e.held = nil
-	return errors.Join(errs...)
 }

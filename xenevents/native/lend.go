@@ -40,25 +40,6 @@ func (d *Domain) SetMaxPages(pages uint64) error {
 	return nil
 }
 
-// HoldVCPU keeps one vCPU from running, until ReleaseVCPU. It is what Xen's gdbsx is
-// made of, counts apart from pauses and events, and needs the domain to be paused
-// (xen/arch/x86/domctl.c and gdbsx.c, XEN_DOMCTL_gdbsx_pausevcpu). Close does not undo it.
-func (d *Domain) HoldVCPU(v xenevents.VCPU) error { return d.holdVCPU(abi.DomctlPauseVCPU, v) }
-
-// ReleaseVCPU undoes HoldVCPU. The domain must be paused.
-func (d *Domain) ReleaseVCPU(v xenevents.VCPU) error { return d.holdVCPU(abi.DomctlUnpauseVCPU, v) }
-
-func (d *Domain) holdVCPU(cmd uint32, v xenevents.VCPU) error {
-	err := d.host.domctlOn(d.id, cmd, func(u []byte, _ uint64) { le.PutUint32(u, uint32(v)) }, nil)
-	switch {
-	case errors.Is(err, sys.ENOSYS), errors.Is(err, sys.EOPNOTSUPP):
-		return &xenevents.UnsupportedError{Feature: "holding one vCPU", Need: "a Xen that was built with CONFIG_GDBSX, as Debian's is", Err: err}
-	case err != nil:
-		return fmt.Errorf("hold or release vCPU %d of domain %d: %w", v, d.id, err)
-	}
-	return nil
-}
-
 // MonitorAnew ends a subscription that another has made, and makes it as it is meant.
 func (d *Domain) MonitorAnew(s xenevents.Subscription) error {
 	if err := d.monitor(s, abi.MonitorDisable); err != nil {
@@ -89,27 +70,59 @@ func (d *Domain) Attachable(ctx context.Context) error {
 	return e.Close()
 }
 
-// RingPage says where in the guest's memory a monitor's ring goes, and whether there
-// is a page. A monitor takes it out of the guest's sight; GiveRingPage puts one back.
-func (d *Domain) RingPage() (gfn xenevents.GFN, there bool, err error) {
-	at, err := d.param(abi.ParamMonitorRing)
-	if err != nil {
-		return 0, false, fmt.Errorf("find the monitor ring of domain %d: %w", d.id, err)
-	}
-	gfn = xenevents.GFN(at)
-	d.Drop(gfn)
-	_, err = d.frame(gfn)
-	d.Drop(gfn) // a mapping would keep the page from going
-	if errors.Is(err, xenevents.ErrAbsent) {
-		return gfn, false, nil
-	}
-	return gfn, err == nil, err
+// RingPage is the page of a monitor's ring, seen by who does not read the ring itself.
+// It belongs to one goroutine, and ends before its Domain.
+type RingPage struct {
+	dom  *Domain
+	gfn  xenevents.GFN
+	had  bool // the guest had the page before
+	page []byte
 }
 
-// GiveRingPage gives the guest a page at gfn.
-func (d *Domain) GiveRingPage(gfn xenevents.GFN) error {
-	if err := d.reservation(abi.MemoryPopulatePhysmap, gfn); err != nil {
-		return fmt.Errorf("give domain %d a page for the monitor ring: %w", d.id, err)
+// OpenRingPage maps the page, which must be done before the monitor attaches, as that
+// takes it out of the guest's sight. Where an earlier monitor has left none the guest is
+// given one.
+func (d *Domain) OpenRingPage() (*RingPage, error) {
+	gfn, err := d.param(abi.ParamMonitorRing)
+	if err != nil {
+		return nil, fmt.Errorf("find the monitor ring of domain %d: %w", d.id, err)
 	}
-	return nil
+	e := &Events{dom: d, ringGFN: xenevents.GFN(gfn)}
+	if err := e.mapRing(); err != nil {
+		return nil, err
+	}
+	return &RingPage{dom: d, gfn: e.ringGFN, had: e.hadRingPage, page: e.ring.page}, nil
+}
+
+// consumed is how many requests were taken out of the ring: whoever does keeps
+// req_event one ahead (xen/include/public/io/ring.h).
+func (p *RingPage) consumed() uint32 { return sys.Load32(p.page[abi.RingReqEvent:]) - 1 }
+
+// Waiting is how many requests nobody has taken yet. It needs no system call.
+func (p *RingPage) Waiting() uint32 { return sys.Load32(p.page[abi.RingReqProd:]) - p.consumed() }
+
+// Await looks for a request n times.
+func (p *RingPage) Await(n int) bool { return sys.Spin(p.page[abi.RingReqProd:], p.consumed(), n) }
+
+// Close gives the guest the page back, or takes it away, as it was before: the monitor
+// has detached. Twice is harmless.
+func (p *RingPage) Close() error {
+	if p.page == nil {
+		return nil
+	}
+	page := p.page
+	p.page = nil
+	err := sys.Unmap(page)
+	p.dom.Drop(p.gfn)
+	_, frameErr := p.dom.frame(p.gfn)
+	p.dom.Drop(p.gfn) // a mapping would keep the page from going
+	switch there := frameErr == nil; {
+	case frameErr != nil && !errors.Is(frameErr, xenevents.ErrAbsent):
+		return errors.Join(err, frameErr)
+	case there && !p.had:
+		return errors.Join(err, p.dom.reservation(abi.MemoryDecreaseReservation, p.gfn))
+	case !there && p.had:
+		return errors.Join(err, p.dom.reservation(abi.MemoryPopulatePhysmap, p.gfn))
+	}
+	return err
 }

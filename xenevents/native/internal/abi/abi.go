@@ -28,8 +28,6 @@ const (
 	DomctlShadowOp          = 10
 	DomctlMaxMem            = 11
 	DomctlDebugOp           = 54
-	DomctlPauseVCPU         = 1001 // gdbsx_pausevcpu
-	DomctlUnpauseVCPU       = 1002 // gdbsx_unpausevcpu
 	DomctlGetContextPartial = 55
 	DomctlVMEventOp         = 56
 	DomctlMonitorOp         = 77
