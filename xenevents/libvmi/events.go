@@ -81,7 +81,7 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 	err = d.keepLimit(ctx, func() error {
 		var why *C.char
 		if e.m = C.hp_attach(C.uint64_t(d.id), &why); e.m == nil {
-			return errors.Join(fmt.Errorf("attach to domain %d: %s", d.id, C.GoString(why)), e.ring.Close())
+			return fmt.Errorf("attach to domain %d: %s", d.id, C.GoString(why))
 		}
 		return nil
 	})
@@ -282,8 +282,8 @@ func (e *Events) decode(ev *xenevents.Event) {
 	case C.VMI_EVENT_SINGLESTEP:
 		ev.Kind = xenevents.KindSingleStep
 	case C.VMI_EVENT_REGISTER:
-		if ev.Kind = xenevents.KindMSR; ev.Index <= 4 {
-			ev.Kind = xenevents.KindControlReg
+		if ev.Kind = xenevents.KindControlReg; from.msr != 0 {
+			ev.Kind = xenevents.KindMSR
 		}
 	case C.VMI_EVENT_CPUID:
 		ev.Kind = xenevents.KindCPUID

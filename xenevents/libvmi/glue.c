@@ -152,7 +152,7 @@ static void describe(struct hp_monitor *m, vmi_event_t *e)
     to->view = e->slat_id;
     to->vcpu = e->vcpu_id;
     to->paused = 1;
-    to->access = to->in_walk = to->gla_valid = to->insn_len = to->int_type = 0;
+    to->access = to->in_walk = to->gla_valid = to->msr = to->insn_len = to->int_type = 0;
     to->offset = to->index = to->leaf = to->subleaf = 0;
     to->gfn = to->gla = to->value = to->previous = 0;
     to->regs = e->x86_regs;
@@ -175,6 +175,7 @@ static void describe(struct hp_monitor *m, vmi_event_t *e)
         to->gfn = e->ss_event.gfn;
         break;
     case VMI_EVENT_REGISTER:
+        to->msr = e->reg_event.reg == MSR_ANY;
         to->index = e->reg_event.reg == CR0 ? 0 : e->reg_event.reg == CR3 ? 3 : e->reg_event.reg == CR4 ? 4 : e->reg_event.msr;
         to->value = e->reg_event.value;
         to->previous = e->reg_event.previous;

@@ -78,6 +78,7 @@ struct hp_event {
     uint8_t paused; // the vCPU waits for the reply
     uint8_t access; // VMI_MEMACCESS_*
     uint8_t in_walk, gla_valid;
+    uint8_t msr; // a register event is of an MSR
     uint8_t insn_len, int_type;
     uint32_t offset;
     uint32_t index; // control register, or MSR
