@@ -195,7 +195,16 @@ type monitor struct {
 // arm starts the monitor and waits until its probe is in place.
 func arm(t *testing.T, h *lab.Host, flags string) *monitor {
 	t.Helper()
-	h.MustRun(t, `hits `+flags+` > /tmp/hits.log 2>&1 & echo $! > /tmp/hits.pid
+	return armWith(t, h, "", flags)
+}
+
+// armWith is arm with a driver, if it is not "", that is not the one the tests are for.
+func armWith(t *testing.T, h *lab.Host, driver, flags string) *monitor {
+	t.Helper()
+	if driver != "" {
+		driver = "HPROBE_DRIVER=" + driver + " "
+	}
+	h.MustRun(t, driver+`hits `+flags+` > /tmp/hits.log 2>&1 & echo $! > /tmp/hits.pid
 while ! grep -q armed /tmp/hits.log; do [ -d /proc/$(cat /tmp/hits.pid) ] || { cat /tmp/hits.log; exit 1; }; sleep 0.05; done`)
 	return &monitor{t, h}
 }

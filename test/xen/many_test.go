@@ -67,8 +67,10 @@ func TestComeAndGo(t *testing.T) {
 	if after.Pages != warm.Pages || after.Max != warm.Max || after.Shadows != warm.Shadows || after.Threads != warm.Threads {
 		t.Errorf("%+v after 2 rounds, %+v after %d more", warm, after, rounds)
 	}
-	// Go's heap and what it maps go up and down a little.
-	if after.RSS > warm.RSS+4096 || after.Maps > warm.Maps+4 {
+	// Go's heap and what it maps go up and down a little, and the cache of mapped frames
+	// fills: the guest's processes come and go, and their page tables are anywhere. One
+	// mapping left behind by each thousand probes would be more.
+	if after.RSS > warm.RSS+4096 || after.Maps > warm.Maps+4+rounds/5 {
 		t.Errorf("the monitor grows: %+v after 2 rounds, %+v after %d more", warm, after, rounds)
 	}
 	c := call(t, h, 100, 1)
