@@ -17,6 +17,7 @@
 //     for a domain that is not there it does so to domain 0. So a domain is looked for
 //     before, and its limit is set back after each of the two.
 //   - Spare frames: LibVMI finds none that the guest does not know, and keeps to no limit.
+//   - A run of frames of which one is absent: LibVMI maps all or none.
 //   - The page of the monitor's ring is not given back to the guest; here it is. And who
 //     waits for an event looks at that page, in place of calling C again and again.
 //   - Why an attach failed: it says "driver". The native driver attaches and detaches

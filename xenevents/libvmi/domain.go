@@ -50,55 +50,18 @@ func (d *Domain) keepLimit(ctx context.Context, f func() error) error {
 	return err
 }
 
-// mapper maps frames by LibVMI, which maps all or none.
+// mapper maps frames by LibVMI, which maps all or none: where one is absent, the native
+// driver maps the others.
 type mapper struct{ d *Domain }
 
 func (m mapper) Map(gfns []uint64, errs []int32) ([]byte, error) {
-	size := len(gfns) * xenevents.PageSize
 	if mem := C.hp_map(m.d.vmi, (*C.uint64_t)(&gfns[0]), C.size_t(len(gfns))); mem != nil {
-		return unsafe.Slice((*byte)(mem), size), nil
+		return unsafe.Slice((*byte)(mem), len(gfns)*xenevents.PageSize), nil
 	}
-	// One that is there stands for those that are not: nobody touches it there.
-	var there uint64
-	found := false
-	for i := range gfns {
-		mem := C.hp_map(m.d.vmi, (*C.uint64_t)(&gfns[i]), 1)
-		if mem == nil {
-			errs[i] = -1
-			continue
-		}
-		if C.hp_unmap(mem, xenevents.PageSize); !found {
-			there, found = gfns[i], true
-		}
-	}
-	if !found {
-		if _, err := m.d.native.Info(context.Background()); err != nil {
-			return nil, err
-		}
-		return nil, nil
-	}
-	whole := make([]uint64, len(gfns))
-	for i, gfn := range gfns {
-		if whole[i] = gfn; errs[i] != 0 {
-			whole[i] = there
-		}
-	}
-	mem := C.hp_map(m.d.vmi, (*C.uint64_t)(&whole[0]), C.size_t(len(whole)))
-	if mem == nil {
-		return nil, fmt.Errorf("map %d frames of domain %d from %#x by LibVMI: %w", len(gfns), m.d.id, gfns[0], xenevents.ErrAbsent)
-	}
-	return unsafe.Slice((*byte)(mem), size), nil
+	return m.d.native.Mapper().Map(gfns, errs)
 }
 
-func (m mapper) Unmap(mem []byte) error {
-	if len(mem) == 0 {
-		return nil
-	}
-	if rc, err := C.hp_unmap(unsafe.Pointer(&mem[0]), C.size_t(len(mem))); rc != 0 {
-		return err
-	}
-	return nil
-}
+func (m mapper) Unmap(mem []byte) error { return m.d.native.Mapper().Unmap(mem) }
 
 // Info asks the native driver.
 func (d *Domain) Info(ctx context.Context) (xenevents.DomainInfo, error) { return d.native.Info(ctx) }

@@ -95,8 +95,6 @@ void *hp_map(vmi_instance_t vmi, const uint64_t *gfns, size_t n)
     return hp.vmi_mmap_guest_pfns(vmi, pfns, n, PROT_READ | PROT_WRITE, at) == VMI_SUCCESS ? at[0] : NULL;
 }
 
-int hp_unmap(void *mem, size_t n) { return munmap(mem, n); }
-
 // The coroutine. LibVMI calls a function for each event and sends what it returns: who wants the reply later can't
 // have it. So its loop runs on a stack of its own, and the callback switches back to who called hp_next; the reply
 // switches into the callback again. Nothing of Go's runs on that stack.

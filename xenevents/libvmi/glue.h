@@ -66,9 +66,8 @@ HP_CALL(read_pa, (vmi_instance_t v, addr_t at, size_t n, void *to, size_t *got),
 
 static inline uint64_t hp_max_address(vmi_instance_t v) { return hp.vmi_get_max_physical_address(v); }
 
-// hp_map maps guest frames one after the other; NULL if one of them is not there. hp_unmap undoes it.
+// hp_map maps guest frames one after the other; NULL if one of them is not there. munmap undoes it.
 void *hp_map(vmi_instance_t vmi, const uint64_t *gfns, size_t n);
-int hp_unmap(void *mem, size_t n);
 
 // An event as LibVMI tells of it, in one shape for all kinds.
 struct hp_event {

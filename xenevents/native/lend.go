@@ -40,6 +40,9 @@ func (d *Domain) SetMaxPages(pages uint64) error {
 	return nil
 }
 
+// Mapper is what maps this domain's frames.
+func (d *Domain) Mapper() Mapper { return d.mapper }
+
 // MonitorAnew ends a subscription that another has made, and makes it as it is meant.
 func (d *Domain) MonitorAnew(s xenevents.Subscription) error {
 	if err := d.monitor(s, abi.MonitorDisable); err != nil {
