@@ -17,15 +17,15 @@ import (
 
 // Domain is an open domain: what the native driver's is, by way of LibVMI.
 type Domain struct {
-	native.Frames // mapped by LibVMI
-	native        *native.Domain
-	host          *Host
-	id            xenevents.DomainID
-	vmi           C.vmi_instance_t
-	events        *Events
-	pauses        int
-	viewsOn       bool
-	closed        bool
+	*native.Frames // native's, mapped by LibVMI
+	native         *native.Domain
+	host           *Host
+	id             xenevents.DomainID
+	vmi            C.vmi_instance_t
+	events         *Events
+	pauses         int
+	viewsOn        bool
+	closed         bool
 }
 
 var _ interface {
@@ -52,16 +52,19 @@ func (d *Domain) keepLimit(ctx context.Context, f func() error) error {
 
 // mapper maps frames by LibVMI, which maps all or none: where one is absent, the native
 // driver maps the others.
-type mapper struct{ d *Domain }
-
-func (m mapper) Map(gfns []uint64, errs []int32) ([]byte, error) {
-	if mem := C.hp_map(m.d.vmi, (*C.uint64_t)(&gfns[0]), C.size_t(len(gfns))); mem != nil {
-		return unsafe.Slice((*byte)(mem), len(gfns)*xenevents.PageSize), nil
-	}
-	return m.d.native.Mapper().Map(gfns, errs)
+type mapper struct {
+	vmi C.vmi_instance_t
+	own native.Mapper
 }
 
-func (m mapper) Unmap(mem []byte) error { return m.d.native.Mapper().Unmap(mem) }
+func (m mapper) Map(gfns []uint64, errs []int32) ([]byte, error) {
+	if mem := C.hp_map(m.vmi, (*C.uint64_t)(&gfns[0]), C.size_t(len(gfns))); mem != nil {
+		return unsafe.Slice((*byte)(mem), len(gfns)*xenevents.PageSize), nil
+	}
+	return m.own.Map(gfns, errs)
+}
+
+func (m mapper) Unmap(mem []byte) error { return m.own.Unmap(mem) }
 
 // Info asks the native driver.
 func (d *Domain) Info(ctx context.Context) (xenevents.DomainInfo, error) { return d.native.Info(ctx) }
@@ -140,20 +143,10 @@ func (d *Domain) InjectInt3(v xenevents.VCPU, insnLen uint8) error {
 
 // AllocGFN adds a frame that nothing in the guest knows of. It is the native driver's:
 // LibVMI takes a number for it, and knows none that is free.
-func (d *Domain) AllocGFN() (xenevents.GFN, error) {
-	gfn, err := d.native.AllocGFN()
-	if err == nil {
-		d.Drop(gfn)
-		d.native.Drop(gfn) // one mapping of it is enough
-	}
-	return gfn, err
-}
+func (d *Domain) AllocGFN() (xenevents.GFN, error) { return d.native.AllocGFN() }
 
 // FreeGFN takes a frame of AllocGFN away again.
-func (d *Domain) FreeGFN(gfn xenevents.GFN) error {
-	d.Drop(gfn)
-	return d.native.FreeGFN(gfn)
-}
+func (d *Domain) FreeGFN(gfn xenevents.GFN) error { return d.native.FreeGFN(gfn) }
 
 // Features is the native driver's answer, but for what LibVMI can't.
 func (d *Domain) Features(ctx context.Context) ([]xenevents.Feature, error) {
@@ -198,7 +191,6 @@ func (d *Domain) Close() error {
 	if d.viewsOn {
 		undo(d.DisableViews())
 	}
-	d.Unmap()
 	for d.pauses > 0 {
 		undo(d.Unpause())
 	}

@@ -91,6 +91,7 @@ func (h *Host) Open(ctx context.Context, id xenevents.DomainID) (xenevents.Domai
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	d.Frames = native.NewFrames(mapper{d}, 0)
+	d.native.MapBy(func(own native.Mapper) native.Mapper { return mapper{d.vmi, own} })
+	d.Frames = &d.native.Frames
 	return d, nil
 }

@@ -40,8 +40,11 @@ func (d *Domain) SetMaxPages(pages uint64) error {
 	return nil
 }
 
-// Mapper is what maps this domain's frames.
-func (d *Domain) Mapper() Mapper { return d.mapper }
+// MapBy has the domain's frames mapped by what f makes of this driver's own Mapper. It
+// comes before the first frame is read.
+func (d *Domain) MapBy(f func(own Mapper) Mapper) {
+	d.Frames = NewFrames(f(d.mapper), d.host.opts.MaxFrames)
+}
 
 // MonitorAnew ends a subscription that another has made, and makes it as it is meant.
 func (d *Domain) MonitorAnew(s xenevents.Subscription) error {
