@@ -21,7 +21,7 @@ func TestAttachDetach(t *testing.T) {
 	h := lab.Copy(t, plain, append(monitorFiles(t, plain, "calls", "work"), binary(t, "test/xen/cycles"))...)
 	memory := "xl list guest | tail -n 1 | awk '{print $3}'; xl info | grep free_memory"
 	first := h.MustRun(t, memory)
-	h.Guest.MustRun(t, "(while true; do work 1 > /tmp/work.last 2>&1 || exit; mv /tmp/work.last /tmp/work.out; done) &")
+	h.Guest.MustRun(t, "(while work 1 > /tmp/work.last 2>&1; do mv /tmp/work.last /tmp/work.out; sleep 0.5; done) &")
 	h.MustRun(t, fmt.Sprintf("(cycles -n %d > /tmp/cycles.log 2> /tmp/cycles.err; echo $? > /tmp/cycles.end) &", cycles))
 	// The limit of a command is for one look, not for all the cycles.
 	for h.MustRun(t, "n=0; while [ ! -s /tmp/cycles.end ] && [ $n -lt 400 ]; do n=$((n+1)); sleep 0.1; done; cat /tmp/cycles.end 2> /dev/null; true") == "" {
