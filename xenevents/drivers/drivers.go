@@ -3,6 +3,7 @@ package drivers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -17,6 +18,9 @@ const (
 	LibVMI = "libvmi"
 	Native = "native"
 )
+
+// ErrName is Open's for a name that is none of these.
+var ErrName = errors.New("no driver is called")
 
 // Host is what every driver here has beside the roles of a xenevents.Host.
 type Host interface {
@@ -78,7 +82,7 @@ func Open(ctx context.Context, name string, o Options) (h Host, why string, err 
 		}
 		why = "LibVMI's can't be had: " + err.Error()
 	default:
-		return nil, "", fmt.Errorf("no driver is called %q: it is %s, %s or %s", name, Auto, LibVMI, Native)
+		return nil, "", fmt.Errorf("%w %q: it is %s, %s or %s", ErrName, name, Auto, LibVMI, Native)
 	}
 	n, err := native.Open(ctx, o)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/hprobe/hprobe/cmd/internal/version"
 	"github.com/hprobe/hprobe/profiles/image"
 	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
 // The exit statuses.
@@ -85,7 +86,7 @@ func exitStatus(err error) int {
 	switch {
 	case errors.As(err, &lab):
 		return lab.Status
-	case errors.Is(err, errUsage), status.Code(err) == codes.InvalidArgument:
+	case errors.Is(err, errUsage), errors.Is(err, drivers.ErrName), status.Code(err) == codes.InvalidArgument:
 		return exitUsage
 	case errors.Is(err, control.ErrNoDaemon):
 		return exitNoDaemon

@@ -62,7 +62,7 @@ signal, 1 failed, 2 wrong usage.`,
 	signal.Ignore(syscall.SIGPIPE)
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(stderr, "hprobed:", err)
-		if errors.Is(err, errUsage) {
+		if errors.Is(err, errUsage) || errors.Is(err, drivers.ErrName) {
 			return 2
 		}
 		return 1
