@@ -32,7 +32,7 @@ type Events struct {
 	ahead, open bool
 	cookie      uint64 // of m.event
 	held        []*held
-	pending     []pending // by vCPU
+	pending     []native.Unsettled // by vCPU
 	holdsWrites bool
 	ring        *native.RingPage
 
@@ -43,15 +43,6 @@ type Events struct {
 	bell        *native.Doorbell // nil: the guest has a CPU of its own
 	closed      bool
 }
-
-// pending is what Settled needs to know of a vCPU's last reply: see xenevents.Settler.
-type pending struct {
-	rip, slack uint64
-	unsettled  bool
-}
-
-// longestInsn is how long an instruction may be, in bytes.
-const longestInsn = 15
 
 // aliveCheck is how often a Next that sees no event asks whether the domain is still there.
 const aliveCheck = 500 * time.Millisecond
@@ -72,7 +63,7 @@ func (d *Domain) Attach(ctx context.Context) (xenevents.Events, error) {
 		return nil, err
 	}
 	e := &Events{
-		dom: d, subs: map[xenevents.Subscription]*C.vmi_event_t{}, pending: make([]pending, info.MaxVCPU+1),
+		dom: d, subs: map[xenevents.Subscription]*C.vmi_event_t{}, pending: make([]native.Unsettled, info.MaxVCPU+1),
 		poll: d.host.native.PollFor(),
 	}
 	if e.ring, err = d.native.OpenRingPage(); err != nil {
@@ -107,7 +98,7 @@ func (e *Events) step() error {
 		if v := int(e.m.event.vcpu); v >= maxVCPUs {
 			return fmt.Errorf("the monitor ring of domain %d is broken: an event of vCPU %d", e.dom.id, v)
 		} else if v >= len(e.pending) { // hot-plugged
-			e.pending = append(e.pending, make([]pending, v+1-len(e.pending))...)
+			e.pending = append(e.pending, make([]native.Unsettled, v+1-len(e.pending))...)
 		}
 		return nil
 	case C.HP_NOTHING:
@@ -140,7 +131,7 @@ func (e *Events) take(batch []xenevents.Event) (int, error) {
 		ev := &batch[0]
 		e.decode(ev)
 		if ev.Paused {
-			e.pending[ev.VCPU] = pending{rip: ev.Regs.RIP}
+			e.pending[ev.VCPU] = native.Unsettled{RIP: ev.Regs.RIP}
 		}
 		switch h := e.again(ev); {
 		case h == nil:
@@ -345,9 +336,9 @@ func (e *Events) answer(ev *xenevents.Event, r *xenevents.Reply) {
 		}
 	}
 	p := &e.pending[ev.VCPU]
-	p.unsettled, p.slack = r.Emulate || r.Regs != nil, 0
+	p.Due, p.Slack = r.Emulate || r.Regs != nil, 0
 	if e.holdsWrites && (ev.Kind == xenevents.KindControlReg || ev.Kind == xenevents.KindMSR) {
-		p.unsettled, p.slack = true, longestInsn
+		p.Due, p.Slack = true, native.LongestInsn
 	}
 	e.open = false
 }
@@ -388,18 +379,9 @@ func (e *Events) Settled() (bool, error) {
 		return false, nil
 	}
 	for v := range e.pending {
-		p := &e.pending[v]
-		if !p.unsettled {
-			continue
-		}
-		r, err := e.dom.Registers(xenevents.VCPU(v))
-		if err != nil && !errors.Is(err, xenevents.ErrVCPUDown) {
+		if ok, err := e.pending[v].Settled(e.dom, xenevents.VCPU(v)); !ok {
 			return false, err
 		}
-		if err == nil && r.RIP-p.rip <= p.slack {
-			return false, nil
-		}
-		p.unsettled = false
 	}
 	return true, nil
 }

@@ -281,7 +281,7 @@ func (e *Events) take(batch []xenevents.Event) (int, error) {
 				e.pending = append(e.pending, make([]pending, int(ev.VCPU)+1-len(e.pending))...)
 			}
 			p := &e.pending[ev.VCPU]
-			p.open, p.reason, p.rip, p.unsettled = true, uint32(ev.Cookie), ev.Regs.RIP, false
+			p.open, p.reason, p.RIP, p.Due = true, uint32(ev.Cookie), ev.Regs.RIP, false
 			p.u = [abi.EntryUSize]byte(b[abi.EntryU:])
 		}
 		e.ring.consume()
@@ -408,26 +408,15 @@ func (e *Events) Reply(ev *xenevents.Event, r *xenevents.Reply) error {
 }
 
 // Settled says whether all replies were carried out: a vCPU that was told to
-// emulate, or got registers, has had another event since, or is at another
-// instruction. One that loops back to the same may be seen as not settled, which
-// is true of it again a moment later.
+// emulate, or got registers, has had another event since, or is at another instruction.
 func (e *Events) Settled() (bool, error) {
 	if err := e.Flush(); err != nil {
 		return false, err
 	}
 	for v := range e.pending {
-		p := &e.pending[v]
-		if !p.unsettled {
-			continue
-		}
-		r, err := e.dom.Registers(xenevents.VCPU(v))
-		if err != nil && !errors.Is(err, xenevents.ErrVCPUDown) {
+		if ok, err := e.pending[v].Settled(e.dom, xenevents.VCPU(v)); !ok {
 			return false, err
 		}
-		if err == nil && r.RIP-p.rip <= p.slack {
-			return false, nil
-		}
-		p.unsettled = false
 	}
 	return true, nil
 }

@@ -54,16 +54,8 @@ type pending struct {
 	reason uint32
 	u      [abi.EntryUSize]byte
 
-	rip uint64 // at the event
-	// unsettled: the last reply asked for something that Xen does when it
-	// schedules the vCPU: see xenevents.Settler. It is done when the vCPU is further
-	// than slack bytes from rip.
-	unsettled bool
-	slack     uint64
+	Unsettled
 }
-
-// longestInsn is how long an instruction may be, in bytes.
-const longestInsn = 15
 
 // decode reads a request. Registers and the event's own fields are Xen's, but
 // the values in them are the guest's.
@@ -185,10 +177,9 @@ func (r *ring) respond(v xenevents.VCPU, p *pending, reply *xenevents.Reply) {
 		encodeRegisters(b[abi.EntryData:], reply.Regs)
 	}
 	le.PutUint32(b[abi.EntryFlags:], flags)
-	p.unsettled, p.slack = reply.Emulate || reply.Regs != nil, 0
+	p.Due, p.Slack = reply.Emulate || reply.Regs != nil, 0
 	if r.holds && (p.reason == abi.ReasonControlReg || p.reason == abi.ReasonMSR) {
-		// The event is of before the instruction, and the vCPU stands behind it.
-		p.unsettled, p.slack = true, longestInsn
+		p.Due, p.Slack = true, LongestInsn
 	}
 	r.push()
 }

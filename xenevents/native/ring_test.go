@@ -310,10 +310,10 @@ func TestHeldWritesSettle(t *testing.T) {
 			r := newRing(t, 7)
 			r.reset()
 			r.holds = holds
-			p := pending{open: true, reason: reason, rip: 0x1000}
+			p := pending{open: true, reason: reason, Unsettled: Unsettled{RIP: 0x1000}}
 			r.respond(0, &p, &xenevents.Reply{Deny: true})
-			if p.unsettled != (want && holds) || p.unsettled && p.slack != longestInsn {
-				t.Errorf("reason %d, held %v: unsettled %v, slack %d", reason, holds, p.unsettled, p.slack)
+			if p.Due != (want && holds) || p.Due && p.Slack != LongestInsn {
+				t.Errorf("reason %d, held %v: unsettled %v, slack %d", reason, holds, p.Due, p.Slack)
 			}
 		}
 	}
