@@ -2,7 +2,6 @@ package build
 
 import (
 	"bytes"
-	"debug/elf"
 	"errors"
 	"fmt"
 
@@ -13,12 +12,12 @@ import (
 
 // addBTF adds the types of the kernel's .BTF section, and returns its typedefs, which
 // ISF has no place for.
-func addBTF(f *elf.File, out *isf.Builder) (map[string]isf.Type, error) {
-	s := f.Section(".BTF")
-	if s == nil {
+func addBTF(m *memory, out *isf.Builder) (map[string]isf.Type, error) {
+	p := m.named(".BTF")
+	if p == nil {
 		return nil, errors.New("no BTF in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have")
 	}
-	b, err := sectionData(s)
+	b, err := m.read(p)
 	if err != nil {
 		return nil, fmt.Errorf("BTF: %w", err)
 	}

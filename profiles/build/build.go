@@ -1,6 +1,6 @@
-// Package build makes profiles from kernel images: symbols from kallsyms, types
-// from BTF, both of which a distribution's kernel carries in itself. No debug
-// package and no System.map is needed.
+// Package build makes profiles of kernels, from their images or from the memory of a
+// guest that runs one: symbols from kallsyms, types from BTF, both of which a
+// distribution's kernel carries in itself. No debug package and no System.map is needed.
 package build
 
 import (
@@ -9,10 +9,12 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/mikelolasagasti/xz"
@@ -55,23 +57,37 @@ func fromImage(ctx context.Context, b []byte, name string) (*isf.Profile, error)
 	if f.Machine != elf.EM_X86_64 || f.Class != elf.ELFCLASS64 || f.Data != elf.ELFDATA2LSB {
 		return nil, fmt.Errorf("a kernel for %v (%v): hprobe knows x86-64 ones", f.Machine, f.Class)
 	}
+	return elfMemory(f).profile(ctx, name)
+}
+
+// profile makes the profile of what is in a kernel's memory. name is its source.
+func (m *memory) profile(ctx context.Context, name string) (*isf.Profile, error) {
 	out := isf.NewBuilder()
 	out.Meta.Source = name
-	out.Meta.BuildID = buildID(f)
-	if out.Symbols, err = kallsyms(f); err != nil {
+	var err error
+	if out.Symbols, err = m.kallsyms(ctx); err != nil {
 		return nil, err
 	}
-	if out.Meta.Banner, err = banner(f, out.Symbols); err != nil {
+	if m.located != nil {
+		if err := m.located(m, out.Symbols); err != nil {
+			return nil, err
+		}
+	}
+	if out.Meta.Banner, err = m.banner(out.Symbols); err != nil {
+		return nil, err
+	}
+	out.Meta.BuildID = m.buildID()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	typedefs, err := addBTF(m, out)
+	if err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	typedefs, err := addBTF(f, out)
-	if err != nil {
-		return nil, err
-	}
-	if err := addSyscalls(f, out, typedefs); err != nil {
+	if err := addSyscalls(m, out, typedefs); err != nil {
 		return nil, err
 	}
 	return out.Profile()
@@ -156,52 +172,46 @@ func openZstd(r io.Reader) (io.ReadCloser, error) {
 	return z.IOReadCloser(), nil
 }
 
-// sectionData reads a section of a kernel, whose size the file only claims.
-func sectionData(s *elf.Section) ([]byte, error) {
-	if s.Flags&elf.SHF_COMPRESSED != 0 || s.Size > maxImage {
-		return nil, fmt.Errorf("section %q is packed, or has %d bytes", s.Name, s.Size)
-	}
-	return s.Data()
-}
-
 // maxBanner bounds linux_banner, in bytes.
 const maxBanner = 512
 
 // banner reads linux_banner, which every kernel has and Volatility looks for.
-func banner(f *elf.File, symbols []isf.Symbol) (string, error) {
-	for _, s := range symbols {
-		if s.Name != "linux_banner" {
-			continue
-		}
-		for _, section := range f.Sections {
-			if section.Type != elf.SHT_PROGBITS || section.ReaderAt == nil || s.Addr < section.Addr || s.Addr >= section.Addr+section.Size {
-				continue
-			}
-			b := make([]byte, min(maxBanner, section.Size-(s.Addr-section.Addr)))
-			if _, err := section.ReadAt(b, int64(s.Addr-section.Addr)); err != nil {
-				return "", fmt.Errorf("read linux_banner: %w", err)
-			}
-			text, _, ok := bytes.Cut(b, []byte("\n"))
-			if !ok || !bytes.HasPrefix(text, []byte("Linux version ")) {
-				return "", fmt.Errorf("linux_banner says %q: is it a Linux kernel?", b[:min(len(b), 40)])
-			}
-			return string(text), nil
-		}
+func (m *memory) banner(symbols []isf.Symbol) (string, error) {
+	at, ok := addressOf(symbols, "linux_banner")
+	if !ok {
+		return "", errors.New("no linux_banner in it: is it a Linux kernel?")
 	}
-	return "", fmt.Errorf("no linux_banner in it: is it a Linux kernel?")
+	b := m.at(at, maxBanner)
+	if b == nil {
+		return "", errors.New("linux_banner is where nothing can be read: is it a Linux kernel?")
+	}
+	text, _, ok := bytes.Cut(b, []byte("\n"))
+	if !ok || !bytes.HasPrefix(text, []byte("Linux version ")) {
+		return "", fmt.Errorf("linux_banner says %q: is it a Linux kernel?", b[:min(len(b), 40)])
+	}
+	return string(text), nil
 }
 
-func buildID(f *elf.File) string {
-	for _, s := range f.Sections {
-		if s.Type != elf.SHT_NOTE {
+func addressOf(symbols []isf.Symbol, name string) (uint64, bool) {
+	i := slices.IndexFunc(symbols, func(s isf.Symbol) bool { return s.Name == name })
+	if i < 0 {
+		return 0, false
+	}
+	return symbols[i].Addr, true
+}
+
+// buildID finds the GNU note (type 3, NT_GNU_BUILD_ID) among the kernel's.
+func (m *memory) buildID() string {
+	for _, p := range m.pieces {
+		if !p.notes {
 			continue
 		}
-		b, err := sectionData(s)
+		b, err := m.read(p)
 		if err != nil {
 			continue
 		}
 		for len(b) >= 12 {
-			name, desc, kind := f.ByteOrder.Uint32(b), f.ByteOrder.Uint32(b[4:]), f.ByteOrder.Uint32(b[8:])
+			name, desc, kind := le.Uint32(b), le.Uint32(b[4:]), le.Uint32(b[8:])
 			start := 12 + (uint64(name)+3)&^3
 			end := start + uint64(desc)
 			if end > uint64(len(b)) {

@@ -2,8 +2,8 @@ package build
 
 import (
 	"bytes"
-	"debug/elf"
-	"encoding/binary"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,7 +23,7 @@ import (
 //
 // seqs_of_names came with Linux 6.2, and with updates of 6.1.
 type table struct {
-	b      []byte // the section
+	b      []byte // the section, or what stands for it
 	addr   uint64 // of its first byte
 	step   int    // what parts are aligned to, in bytes
 	tokens [256][]byte
@@ -50,21 +50,30 @@ var errNoKallsyms = errors.New("no kallsyms in it: is it a Linux kernel with CON
 
 var errTooMuchWork = errors.New("kallsyms: too many places look like the table and are none")
 
-func kallsyms(f *elf.File) ([]isf.Symbol, error) {
+// kallsyms finds the table in the pieces that may have it, and decodes it.
+func (m *memory) kallsyms(ctx context.Context) ([]isf.Symbol, error) {
 	work := maxWork
-	for _, s := range f.Sections {
-		if s.Type != elf.SHT_PROGBITS || s.Flags&elf.SHF_ALLOC == 0 || s.Flags&elf.SHF_EXECINSTR != 0 {
+	var unread error
+	for _, p := range m.pieces {
+		if !p.symbols {
 			continue
 		}
-		b, err := sectionData(s)
-		if err != nil {
-			return nil, fmt.Errorf("section %s: %w", s.Name, err)
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-		all, err := decodeKallsyms(b, s.Addr, &work)
+		b, err := m.read(p)
+		if err != nil {
+			unread = cmp.Or(unread, err)
+			continue
+		}
+		all, err := decodeKallsyms(b, p.addr, &work)
 		if errors.Is(err, errNoKallsyms) {
 			continue
 		}
 		return all, err
+	}
+	if unread != nil {
+		return nil, fmt.Errorf("%w (not all could be read: %w)", errNoKallsyms, unread)
 	}
 	return nil, errNoKallsyms
 }
@@ -138,7 +147,7 @@ func (t *table) readTokens(at int) bool {
 		return false
 	}
 	for i, want := range offsets {
-		if int(binary.LittleEndian.Uint16(t.b[at+2*i:])) != want {
+		if int(le.Uint16(t.b[at+2*i:])) != want {
 			return false
 		}
 	}
@@ -163,8 +172,8 @@ const (
 // number that as many names follow, and then the markers that fit them.
 func (t *table) findNames() bool {
 	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames && *t.work >= 0; at -= t.step {
-		n := binary.LittleEndian.Uint32(t.b[at:])
-		if n < minSymbols || n > maxSymbols || t.step == 8 && binary.LittleEndian.Uint32(t.b[at+4:]) != 0 {
+		n := le.Uint32(t.b[at:])
+		if n < minSymbols || n > maxSymbols || t.step == 8 && le.Uint32(t.b[at+4:]) != 0 {
 			continue
 		}
 		t.numAt, t.num, t.names = at, int(n), t.align(at+4)
@@ -190,7 +199,7 @@ func (t *table) marked(at, first, last int) bool {
 	if at+4*n > len(t.b) {
 		return false
 	}
-	marker := func(i int) int { return int(binary.LittleEndian.Uint32(t.b[at+4*i:])) }
+	marker := func(i int) int { return int(le.Uint32(t.b[at+4*i:])) }
 	return marker(0) == 0 && marker(1) == first && marker(n-1) == last
 }
 
@@ -258,7 +267,7 @@ func (t *table) addresses() ([]uint64, error) {
 		if at.offsets < 0 || at.base < 0 || at.base+8 > len(t.b) {
 			continue
 		}
-		base := binary.LittleEndian.Uint64(t.b[at.base:])
+		base := le.Uint64(t.b[at.base:])
 		if addrs, ok := relative(t.b[at.offsets:], t.num, base); ok {
 			return addrs, nil
 		}
@@ -277,7 +286,7 @@ func (t *table) placeRelative() ([]uint64, bool) {
 	addrs := make([]uint64, t.num)
 	for i := range addrs {
 		at := t.after + 4*i
-		addrs[i] = t.addr + uint64(at) + uint64(int64(int32(binary.LittleEndian.Uint32(t.b[at:]))))
+		addrs[i] = t.addr + uint64(at) + uint64(int64(int32(le.Uint32(t.b[at:]))))
 	}
 	return addrs, addrs[0] >= kernelText && slices.IsSorted(addrs)
 }
@@ -293,14 +302,14 @@ func relative(b []byte, num int, base uint64) ([]uint64, bool) {
 	}
 	negative := 0
 	for i := range num {
-		if int32(binary.LittleEndian.Uint32(b[4*i:])) < 0 {
+		if int32(le.Uint32(b[4*i:])) < 0 {
 			negative++
 		}
 	}
 	percpu := negative > num/2
 	addrs := make([]uint64, num)
 	for i := range addrs {
-		off := int32(binary.LittleEndian.Uint32(b[4*i:]))
+		off := int32(le.Uint32(b[4*i:]))
 		switch {
 		case !percpu:
 			addrs[i] = base + uint64(uint32(off))

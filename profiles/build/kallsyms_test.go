@@ -2,7 +2,6 @@ package build
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,8 +10,6 @@ import (
 
 	"github.com/hprobe/hprobe/profiles/isf"
 )
-
-var le = binary.LittleEndian
 
 // layout is one of the ways in which scripts/kallsyms.c wrote the table.
 type layout struct {

@@ -2,7 +2,6 @@ package build
 
 import (
 	"bytes"
-	"debug/elf"
 	"fmt"
 	"strings"
 
@@ -24,7 +23,7 @@ const (
 
 // addSyscalls adds the prototypes of system calls that BTF lacks, under the names that
 // their inner functions have.
-func addSyscalls(f *elf.File, out *isf.Builder, typedefs map[string]isf.Type) error {
+func addSyscalls(m *memory, out *isf.Builder, typedefs map[string]isf.Type) error {
 	meta, ok := out.Users[metaType]
 	if !ok {
 		return nil // this kernel has none
@@ -34,7 +33,6 @@ func addSyscalls(f *elf.File, out *isf.Builder, typedefs map[string]isf.Type) er
 			return fmt.Errorf("struct %s has no %s", metaType, name)
 		}
 	}
-	m := memory{sections: map[*elf.Section][]byte{}, file: f}
 	n := 0
 	for _, s := range out.Symbols {
 		call, ok := strings.CutPrefix(s.Name, metaPrefix)
@@ -55,41 +53,6 @@ func addSyscalls(f *elf.File, out *isf.Builder, typedefs map[string]isf.Type) er
 	return nil
 }
 
-// memory is the kernel's as the image has it.
-type memory struct {
-	file     *elf.File
-	sections map[*elf.Section][]byte // nil: it can't be read
-}
-
-// at is what there is from an address on, at most n bytes.
-func (m *memory) at(addr uint64, n int) []byte {
-	for _, s := range m.file.Sections {
-		if s.Type != elf.SHT_PROGBITS || addr < s.Addr || addr >= s.Addr+s.Size {
-			continue
-		}
-		b, known := m.sections[s]
-		if !known {
-			var err error
-			if b, err = sectionData(s); err != nil {
-				b = nil
-			}
-			m.sections[s] = b
-		}
-		if from := addr - s.Addr; from < uint64(len(b)) {
-			return b[from:min(from+uint64(n), uint64(len(b)))]
-		}
-	}
-	return nil
-}
-
-func (m *memory) uint64(addr uint64) uint64 {
-	b := m.at(addr, 8)
-	if len(b) < 8 {
-		return 0
-	}
-	return m.file.ByteOrder.Uint64(b)
-}
-
 func (m *memory) text(addr uint64) string {
 	b := m.at(addr, maxCallText)
 	end := bytes.IndexByte(b, 0)
@@ -105,10 +68,10 @@ func (m *memory) params(at uint64, meta *isf.UserType, out *isf.Builder, typedef
 	if len(count) == 0 || count[0]&0x7f > maxCallArgs { // since Linux 6.19 it has 7 bits
 		return nil, false
 	}
-	types, names := m.uint64(at+meta.Fields["types"].Offset), m.uint64(at+meta.Fields["args"].Offset)
+	types, names := m.pointer(at+meta.Fields["types"].Offset), m.pointer(at+meta.Fields["args"].Offset)
 	all = []isf.Param{}
 	for i := range uint64(count[0] & 0x7f) {
-		kind, name := m.text(m.uint64(types+8*i)), m.text(m.uint64(names+8*i))
+		kind, name := m.text(m.pointer(types+8*i)), m.text(m.pointer(names+8*i))
 		if kind == "" || !isIdentifier(name) {
 			return nil, false
 		}

@@ -61,7 +61,7 @@ func TestSyscallPrototypes(t *testing.T) {
 	b, typedefs := callsBuilder()
 	b.Symbols = append(symbols, isf.Symbol{Name: metaPrefix + "nowhere", Addr: 0x1000})
 	b.Funcs["__do_sys_known"] = isf.Func{}
-	if err := addSyscalls(f, b, typedefs); err != nil {
+	if err := addSyscalls(elfMemory(f), b, typedefs); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"openat": "int dfd, char * filename, short unsigned int mode", "sync": "", "known": "", "bad": "-", "seven": "-", "nowhere": "-"} {
@@ -78,11 +78,11 @@ func TestSyscallPrototypes(t *testing.T) {
 		}
 	}
 	delete(b.Users[metaType].Fields, "types")
-	if err := addSyscalls(f, b, typedefs); err == nil {
+	if err := addSyscalls(elfMemory(f), b, typedefs); err == nil {
 		t.Error("no error without a field")
 	}
 	delete(b.Users, metaType)
-	if err := addSyscalls(f, b, typedefs); err != nil {
+	if err := addSyscalls(elfMemory(f), b, typedefs); err != nil {
 		t.Error(err)
 	}
 }
@@ -110,7 +110,7 @@ func FuzzSyscalls(f *testing.F) {
 		for _, s := range symbols {
 			b.Symbols = append(b.Symbols, isf.Symbol{Name: s.Name, Addr: s.Addr + uint64(at)})
 		}
-		if err := addSyscalls(file, b, typedefs); err != nil {
+		if err := addSyscalls(elfMemory(file), b, typedefs); err != nil {
 			t.Error(err)
 		}
 		for name, fn := range b.Funcs {
