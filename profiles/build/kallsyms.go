@@ -40,8 +40,8 @@ const (
 	perMarker  = 256
 	maxName    = 512       // KSYM_NAME_LEN, in bytes
 	allNames   = 128 << 20 // bytes: four times what the largest kernels have
-	// maxWork bounds the search, in names looked at: a hostile image may have
-	// many places that look like a table.
+	// maxWork bounds the search, in tokens, names and places for num_syms looked at: a
+	// hostile image may have many places that look like a table. Kernels take a tenth.
 	maxWork = 1 << 26
 )
 
@@ -117,7 +117,7 @@ func (t *table) findTokens(zero int) bool {
 	if end < 0 || t.b[end] != 0 {
 		return false
 	}
-	for first := end; first >= max(0, end-64); first-- {
+	for first := end; first >= max(0, end-64) && *t.work >= 0; first-- {
 		if first < end && t.b[first] == 0 {
 			return false
 		}
@@ -132,6 +132,7 @@ func (t *table) findTokens(zero int) bool {
 // behind them.
 func (t *table) readTokens(at int) bool {
 	t.index = at
+	*t.work -= len(t.tokens)
 	offsets := make([]int, 256)
 	for i := range t.tokens {
 		end := bytes.IndexByte(t.b[at:min(len(t.b), at+64)], 0)
@@ -172,6 +173,7 @@ const (
 // number that as many names follow, and then the markers that fit them.
 func (t *table) findNames() bool {
 	for at := t.align(t.index-8) - 8; at >= 0 && at > t.index-maxNames && *t.work >= 0; at -= t.step {
+		*t.work--
 		n := le.Uint32(t.b[at:])
 		if n < minSymbols || n > maxSymbols || t.step == 8 && le.Uint32(t.b[at+4:]) != 0 {
 			continue

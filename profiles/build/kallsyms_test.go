@@ -223,6 +223,20 @@ func TestKallsymsGivesUp(t *testing.T) {
 	}
 }
 
+// TestKallsymsSearchIsCounted: tokens without names before them, again and again. Each
+// would have the search go through all that is before it.
+func TestKallsymsSearchIsCounted(t *testing.T) {
+	good := kallsymsTable(layouts[5], 0, symbolsOf(layouts[5], 1200))
+	tokens := good[bytes.Index(good, []byte("zero_\x00\x00")):]
+	tokens = tokens[:len(tokens)-7*1200]
+	tokens = tokens[:len(tokens)&^7]
+	b := append(make([]byte, 1<<20), bytes.Repeat(tokens, 2000)...)
+	work := 1 << 20
+	if _, err := decodeKallsyms(b, 0, &work); !errors.Is(err, errTooMuchWork) {
+		t.Errorf("with %d left: %v", work, err)
+	}
+}
+
 // patch writes bytes over a copy of b: each four bytes of how are a place and a
 // value. So the fuzzer's inputs stay short.
 func patch(b, how []byte) []byte {
