@@ -33,6 +33,7 @@ type piece struct {
 	data       io.ReaderAt // nil: it can't be read
 	mapped     bool        // it is at its address when the kernel runs
 	symbols    bool        // the table of symbols may be in it
+	order      int         // of the search for it, of a guest's
 	notes      bool        // it is ELF notes
 }
 

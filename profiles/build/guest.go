@@ -1,0 +1,267 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/guestmem"
+)
+
+// Guest is what the profile of a running guest's kernel is made from.
+type Guest interface {
+	xenevents.Memory
+	xenevents.VCPUs
+	xenevents.Pauser
+}
+
+// What x86-64 Linux is linked to and where it may be (Documentation/arch/x86/x86_64/mm.rst,
+// arch/x86/include/asm/page_64_types.h: KERNEL_IMAGE_SIZE with KASLR), and where _text
+// is without a slide: CONFIG_PHYSICAL_START, which is 16 MiB unless somebody wants it
+// otherwise (arch/x86/Kconfig). A slide is a multiple of CONFIG_PHYSICAL_ALIGN.
+const (
+	kernelEnd  = kernelText + 1<<30
+	linkedText = kernelText + 16<<20
+	slideStep  = 2 << 20
+)
+
+// What bounds the work on a guest, whose page tables may be anything.
+const (
+	maxVCPUs = 512
+	// maxPages is how many entries of page tables are looked at, for mapped pages and
+	// holes; a kernel has less than 20,000, most of them of 4 KiB.
+	maxPages = 1 << 16
+	// maxPieces is how many ranges with the same rights there are; a kernel has
+	// about ten.
+	maxPieces = 256
+	// maxRead is how many bytes of whole pieces are read: a kernel has some 60 MiB.
+	maxRead = 256 << 20
+	// maxBTF and maxNotes are in bytes: of kernels they have 6 MiB and 512.
+	maxBTF   = 64 << 20
+	maxNotes = 64 << 10
+	// minMapped is more than the page tables have, in bytes, that a process uses in
+	// user mode under KPTI: two large pages of entry code (arch/x86/mm/pti.c).
+	minMapped = 6 << 20
+)
+
+// ErrNoKernel says that a guest runs no kernel that a profile can be made of, as far as
+// its vCPUs show.
+var ErrNoKernel = errors.New("no kernel found in the guest's memory")
+
+// FromGuest makes the profile of the kernel that a guest runs, from what is in the
+// guest's memory, as FromFile would of its image: the slide of KASLR is taken off.
+// It needs a kernel whose _text is linked to 0xffffffff81000000, as those of
+// distributions are. vcpus is how many vCPUs to look at, source what the profile says
+// that it is of.
+//
+// The guest is paused while its page tables are walked, for a few milliseconds, and
+// runs while its memory is read: of that nothing changes once the kernel has started.
+// It fails with ErrNoKernel where no vCPU runs a Linux kernel (yet), and with what
+// FromFile says of an image without kallsyms or BTF.
+func FromGuest(ctx context.Context, dom Guest, vcpus int, source string) (*isf.Profile, error) {
+	var m *memory
+	err := xenevents.WithPaused(dom, func() (err error) {
+		m, err = findKernel(ctx, dom, vcpus)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("profile: %w", err)
+	}
+	p, err := m.profile(ctx, source)
+	if err != nil {
+		return nil, fmt.Errorf("profile of the guest's kernel: %w", err)
+	}
+	return p, nil
+}
+
+// findKernel finds what a guest has mapped where kernels are, by the registers of the
+// first vCPU that has one.
+func findKernel(ctx context.Context, dom Guest, vcpus int) (*memory, error) {
+	w := tableWalk{mem: guestmem.NewReader(dom), from: dom, left: maxPages}
+	why := errors.New("no vCPU has a system call entry: is it booted?")
+	for v := range min(vcpus, maxVCPUs) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		regs, err := dom.Registers(xenevents.VCPU(v))
+		if err != nil && !errors.Is(err, xenevents.ErrVCPUDown) {
+			return nil, err
+		}
+		if err != nil || regs.LSTAR == 0 {
+			continue
+		}
+		if regs.LSTAR < kernelText || regs.LSTAR >= kernelEnd {
+			why = fmt.Errorf("the system call entry is at %#x, where no x86-64 Linux is", regs.LSTAR)
+			continue
+		}
+		for _, space := range kernelSpaces(&regs) {
+			pieces, err := w.pieces(space)
+			if err == nil {
+				err = isKernel(pieces, regs.LSTAR)
+			}
+			if err == nil {
+				return guestMemory(pieces, regs.LSTAR), nil
+			}
+			why = err
+		}
+	}
+	return nil, fmt.Errorf("%w: %w", ErrNoKernel, why)
+}
+
+// kernelSpaces returns the page-table roots that may map the kernel. With KPTI a process
+// has two, one page apart, and in user mode CR3 has the one that lacks the kernel, with
+// bit 12 set (arch/x86/entry/calling.h, PTI_USER_PGTABLE_BIT).
+func kernelSpaces(regs *xenevents.Registers) []xenevents.AddressSpace {
+	s := xenevents.AddressSpaceOf(regs)
+	if s.Root&xenevents.PageSize == 0 {
+		return []xenevents.AddressSpace{s}
+	}
+	k := s
+	k.Root &^= xenevents.PageSize
+	return []xenevents.AddressSpace{k, s}
+}
+
+// tableWalk goes through the page tables of a guest, for as long as it has entries left.
+type tableWalk struct {
+	mem  *guestmem.Reader
+	from xenevents.Memory
+	left int
+}
+
+// physical is a piece's bytes: a range of the guest's physical memory.
+type physical struct {
+	mem xenevents.Memory
+	at  xenevents.GPA
+}
+
+// ReadAt is io.ReaderAt's.
+func (p physical) ReadAt(b []byte, off int64) (int, error) {
+	return p.mem.ReadGPA(b, p.at+xenevents.GPA(off))
+}
+
+// pieces are the ranges that a space has mapped where kernels are, each with the same
+// rights and in one range of physical memory, which the kernel is.
+func (w *tableWalk) pieces(space xenevents.AddressSpace) ([]*piece, error) {
+	var all []*piece
+	var last guestmem.Translation
+	for at := uint64(kernelText); at < kernelEnd; {
+		if w.left--; w.left < 0 {
+			return nil, errors.New("its page tables have more entries than a kernel's")
+		}
+		t, err := w.mem.Translate(space, xenevents.GVA(at))
+		size := uint64(slideStep) // of what a table that can't be read would map
+		var hole *guestmem.NotMappedError
+		switch {
+		case err == nil:
+			size = t.PageSize
+		case errors.As(err, &hole) && hole.Level >= 1 && hole.Level <= 3:
+			size = 1 << (12 + 9*(hole.Level-1))
+		case hole != nil:
+			return nil, err // nothing at all is there
+		}
+		next := at&^(size-1) + size
+		if err == nil {
+			p := len(all) - 1
+			if p >= 0 && all[p].addr+all[p].size == at && last.GPA+xenevents.GPA(last.PageSize) == t.GPA && last.NX == t.NX && last.Writable == t.Writable {
+				all[p].size += next - at
+			} else if len(all) == maxPieces {
+				return nil, errors.New("it has more ranges mapped than a kernel")
+			} else {
+				all = append(all, &piece{name: fmt.Sprintf("memory at %#x", at), addr: at, size: next - at, data: physical{w.from, t.GPA}, mapped: true, symbols: true})
+				all[len(all)-1].rank(&t)
+			}
+			last = t
+		}
+		at = next
+	}
+	return all, nil
+}
+
+// rank says in which order the pieces are searched for the table of symbols, which is in
+// read-only data; while the kernel starts, all may be of the same kind.
+func (p *piece) rank(t *guestmem.Translation) {
+	switch {
+	case t.NX && !t.Writable:
+		p.order = 0
+	case t.NX:
+		p.order = 1
+	default:
+		p.order = 2
+	}
+}
+
+func isKernel(pieces []*piece, entry uint64) error {
+	total, found := uint64(0), false
+	for _, p := range pieces {
+		total += p.size
+		found = found || entry >= p.addr && entry-p.addr < p.size
+	}
+	switch {
+	case !found:
+		return fmt.Errorf("the system call entry, %#x: %w", entry, xenevents.ErrNotMapped)
+	case total < minMapped:
+		return fmt.Errorf("only %d bytes are mapped where the kernel is", total)
+	}
+	return nil
+}
+
+// guestMemory is a kernel of these pieces, whose system call entry is known.
+func guestMemory(pieces []*piece, entry uint64) *memory {
+	slices.SortStableFunc(pieces, func(a, b *piece) int { return a.order - b.order })
+	return &memory{pieces: pieces, left: maxRead, located: func(m *memory, symbols []isf.Symbol) error { return m.locate(symbols, entry) }}
+}
+
+// syscallEntry is what LSTAR points to (arch/x86/kernel/cpu/common.c, syscall_init). Since
+// Linux 4.20 it is in the kernel itself.
+const syscallEntry = "entry_SYSCALL_64"
+
+// locate finds the slide by where _text is, takes it off the symbols, and finds by
+// these what an image has sections for.
+func (m *memory) locate(symbols []isf.Symbol, entry uint64) error {
+	text, ok := addressOf(symbols, "_text")
+	if !ok {
+		return errors.New("kallsyms: no _text in it")
+	}
+	if m.slide = text - linkedText; m.slide%slideStep != 0 || m.slide >= kernelEnd-linkedText {
+		return fmt.Errorf("_text is at %#x, which is no place that KASLR moves one from %#x to", text, uint64(linkedText))
+	}
+	if !slices.ContainsFunc(symbols, func(s isf.Symbol) bool { return s.Addr == entry && s.Name == syscallEntry }) {
+		return fmt.Errorf("kallsyms: the system call entry is at %#x, and by the table it is not: the table is of another kernel", entry)
+	}
+	for i := range symbols {
+		// What is lower is a number, or an offset in the per-CPU memory of kernels
+		// before Linux 6.15: KASLR moves neither.
+		if symbols[i].Addr >= kernelText {
+			symbols[i].Addr -= m.slide
+		}
+	}
+	// include/asm-generic/vmlinux.lds.h has these symbols.
+	if notes := m.between(symbols, ".notes", "__start_notes", "__stop_notes", maxNotes); notes != nil {
+		notes.notes = true
+		m.pieces = append(m.pieces, notes)
+	}
+	if types := m.between(symbols, ".BTF", "__start_BTF", "__stop_BTF", maxBTF); types != nil {
+		m.pieces = append(m.pieces, types)
+	}
+	return nil
+}
+
+// between is the part of a piece that is between two symbols, or nil.
+func (m *memory) between(symbols []isf.Symbol, name, from, to string, most uint64) *piece {
+	start, ok := addressOf(symbols, from)
+	end, ok2 := addressOf(symbols, to)
+	if !ok || !ok2 || end <= start || end-start > most {
+		return nil
+	}
+	start, end = start+m.slide, end+m.slide
+	for _, p := range m.pieces {
+		if start >= p.addr && end-p.addr <= p.size {
+			return &piece{name: name, addr: start, size: end - start, data: io.NewSectionReader(p.data, int64(start-p.addr), int64(end-start))}
+		}
+	}
+	return nil
+}
