@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,11 +13,67 @@ import (
 	"github.com/hprobe/hprobe/profiles/build"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/profiles/store"
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
+// profileTarget is where a profile that was made goes.
+type profileTarget struct{ dir, file string }
+
+// flag is for a command that makes a profile.
+func (t *profileTarget) flag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&t.file, "to", "", "file to write instead: .json or .json.xz (ISF), or .hprofile (compact)")
+}
+
+// makeProfile runs f, and puts the profile that it makes where it is to go.
+func (a *app) makeProfile(t *profileTarget, f func() (*isf.Profile, error)) error {
+	if t.file != "" {
+		if _, err := writerOf(t.file); err != nil { // before the work
+			return err
+		}
+	}
+	p, err := f()
+	if err != nil {
+		return err
+	}
+	to := t.file
+	if to == "" {
+		if to, err = store.Open(t.dir).Add(p); err != nil {
+			return err
+		}
+	} else if err := writeProfile(to, p); err != nil {
+		return err
+	}
+	if a.json {
+		return a.value(profileLine{to, p.NumSymbols(), p.Meta().Banner, ""})
+	}
+	_, err = fmt.Fprintf(a.out, "%s: %s of %q\n", to, count(p.NumSymbols(), "symbol"), p.Meta().Banner)
+	return err
+}
+
+// captureProfile makes the profile of a guest's kernel from its memory.
+func (a *app) captureProfile(ctx context.Context, name string) (p *isf.Profile, err error) {
+	err = a.withHost(ctx, func(h drivers.Host) (err error) {
+		info, err := xenevents.FindDomain(ctx, h, name)
+		if err != nil {
+			return err
+		}
+		dom, err := h.Open(ctx, info.ID)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, dom.Close()) }()
+		p, err = build.FromGuest(ctx, dom, int(info.MaxVCPU)+1, fmt.Sprintf("memory of domain %d (%s)", info.ID, info.Name))
+		if err != nil {
+			return fmt.Errorf("domain %d: %w", info.ID, err)
+		}
+		return nil
+	})
+	return p, err
+}
+
 func (a *app) profile() *cobra.Command {
-	dir := store.DefaultFolder
-	var to string
+	to := profileTarget{dir: store.DefaultFolder}
 	mk := &cobra.Command{
 		Use: "build VMLINUZ", Short: "Make the profile of a guest's kernel from its image", Args: exactly("VMLINUZ"),
 		Long: `build makes a profile (symbols and types) from a kernel image as distributions ship
@@ -24,32 +81,30 @@ it: /boot/vmlinuz-… of the guest, or a vmlinux. It needs no debug package, no 
 and no Xen. The profile goes to hprobed's folder (--profiles), or to a file (--to);
 one called .json or .json.xz is an ISF file, the form that Volatility 3 has.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if to != "" {
-				if _, err := writerOf(to); err != nil { // before the work
-					return err
-				}
-			}
-			p, err := build.FromFile(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			if to == "" {
-				if to, err = store.Open(dir).Add(p); err != nil {
-					return err
-				}
-			} else if err := writeProfile(to, p); err != nil {
-				return err
-			}
-			if a.json {
-				return a.value(profileLine{to, p.NumSymbols(), p.Meta().Banner, ""})
-			}
-			_, err = fmt.Fprintf(a.out, "%s: %s of %q\n", to, count(p.NumSymbols(), "symbol"), p.Meta().Banner)
-			return err
+			return a.makeProfile(&to, func() (*isf.Profile, error) { return build.FromFile(cmd.Context(), args[0]) })
 		},
 	}
-	mk.Flags().StringVar(&to, "to", "", "file to write instead: .json or .json.xz (ISF), or .hprofile (compact)")
+	capture := &cobra.Command{
+		Use: "capture DOMAIN", Short: "Make the profile of a guest's kernel from the running guest", Args: exactly("DOMAIN"),
+		Long: `capture makes the profile that build makes of a kernel's image from the memory of a
+guest that runs the kernel, where that is at hand and the image is not. It needs no
+file of the guest's, and takes KASLR's slide off. It runs in dom0, and needs neither
+hprobed nor altp2m. The guest runs meanwhile, but for some milliseconds in which its
+page tables are read. It takes the guest's word for everything: a profile of a guest
+that may have been broken into is better made from the distribution's image.
+
+The kernel must be linked to run at 16 MiB (CONFIG_PHYSICAL_START=0x1000000), as
+those of distributions are, and have BTF and kallsyms. The profile goes to where
+build puts it.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.makeProfile(&to, func() (*isf.Profile, error) { return a.captureProfile(cmd.Context(), args[0]) })
+		},
+	}
+	to.flag(mk)
+	to.flag(capture)
+	a.driverFlag(capture)
 	ls := &cobra.Command{Use: "ls", Short: "List the profiles in hprobed's folder", Args: exactly(), RunE: func(*cobra.Command, []string) error {
-		files, err := store.Open(dir).Files()
+		files, err := store.Open(to.dir).Files()
 		if err != nil {
 			return err
 		}
@@ -73,8 +128,8 @@ one called .json or .json.xz is an ISF file, the form that Volatility 3 has.`,
 		}
 		return a.table(rows)
 	}}
-	c := group("profile", "Make and list profiles: symbols and types of guests' kernels", mk, ls)
-	c.PersistentFlags().StringVar(&dir, "profiles", dir, "hprobed's folder of profiles")
+	c := group("profile", "Make and list profiles: symbols and types of guests' kernels", mk, capture, ls)
+	c.PersistentFlags().StringVar(&to.dir, "profiles", to.dir, "hprobed's folder of profiles")
 	return c
 }
 
