@@ -351,7 +351,7 @@ func TestFromGuestKernels(t *testing.T) {
 // does: arch/x86/boot/compressed/misc.c, handle_relocations. Behind the image are two or
 // three lists, each before a 0, from the end on: addresses of 32-bit words, before Linux
 // 6.15 those of words that count backwards, and of 64-bit words.
-func boot(t *testing.T, image []byte, slide uint64) *fakeGuest {
+func boot(t testing.TB, image []byte, slide uint64) *fakeGuest {
 	t.Helper()
 	f, err := elf.NewFile(bytes.NewReader(image))
 	if err != nil {

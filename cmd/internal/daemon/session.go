@@ -127,7 +127,7 @@ func (d *Daemon) findKernel(dom xenevents.Domain, info xenevents.DomainInfo) (*g
 		return nil, err
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("there is no profile in %s: make one of the guest's kernel (hprobe profile build VMLINUZ)", d.Profiles.Dir())
+		return nil, fmt.Errorf("there is no profile in %s: make one of the guest's kernel (hprobe profile build VMLINUZ, or hprobe profile capture DOMAIN)", d.Profiles.Dir())
 	}
 	var guest string
 	var last error
@@ -151,12 +151,12 @@ func (d *Daemon) findKernel(dom xenevents.Domain, info xenevents.DomainInfo) (*g
 		}
 	}
 	if guest != "" {
-		return nil, fmt.Errorf("no profile in %s is of the guest's kernel, %q: make one (hprobe profile build VMLINUZ)", d.Profiles.Dir(), guest)
+		return nil, fmt.Errorf("no profile in %s is of the guest's kernel, %q: make one (hprobe profile build VMLINUZ, or hprobe profile capture DOMAIN)", d.Profiles.Dir(), guest)
 	}
 	if last != nil {
 		return nil, last
 	}
-	return nil, fmt.Errorf("no profile in %s is of the guest's kernel: make one (hprobe profile build VMLINUZ)", d.Profiles.Dir())
+	return nil, fmt.Errorf("no profile in %s is of the guest's kernel: make one (hprobe profile build VMLINUZ, or hprobe profile capture DOMAIN)", d.Profiles.Dir())
 }
 
 // bind arms a detector and keeps it.

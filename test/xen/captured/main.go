@@ -1,0 +1,177 @@
+// Command captured runs hprobe profile capture in dom0 of the lab, and prints as JSON
+// what it took, for how long the guest stood still, and whether the profile is the one
+// that was made of the kernel's image.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hprobe/hprobe/profiles/build"
+	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/test/xen/monitor"
+	"github.com/hprobe/hprobe/xenevents"
+	"github.com/hprobe/hprobe/xenevents/drivers"
+)
+
+// Report is what it prints.
+type Report struct {
+	Ticks    uint64 // from the command's start to its end
+	CPUTicks uint64 // of these it ran, as dom0's kernel counts
+	Memory   int64  // KiB, at most
+	Paused   uint64 // ticks for which the guest stood still
+	Pauses   int
+	Symbols  int
+	// Differs is where the two profiles do, "" where they do not.
+	Differs string
+	// Source is what the captured one says that it is of.
+	Source string
+	Output string
+}
+
+func main() {
+	if len(os.Args) != 4 {
+		fmt.Println("usage: captured DOMAIN TO IMAGE'S-PROFILE")
+		os.Exit(2)
+	}
+	var r Report
+	err := r.run(context.Background(), os.Args[1], os.Args[2], os.Args[3])
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(&r)
+	}
+	if err != nil {
+		fmt.Println("captured:", err, r.Output)
+		os.Exit(1)
+	}
+}
+
+func (r *Report) run(ctx context.Context, domain, to, image string) error {
+	if err := r.capture(ctx, domain, to); err != nil {
+		return err
+	}
+	got, err := isf.ReadFile(to)
+	if err != nil {
+		return err
+	}
+	want, err := isf.ReadFile(image)
+	if err != nil {
+		return err
+	}
+	r.Symbols, r.Source = got.NumSymbols(), got.Meta().Source
+	r.Differs, err = differ(got, want)
+	return err
+}
+
+// capture runs hprobe, and asks how long the pause is.
+func (r *Report) capture(ctx context.Context, domain, to string) (err error) {
+	host, err := monitor.Driver(ctx, drivers.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	info, err := xenevents.FindDomain(ctx, host, domain)
+	if err != nil {
+		return err
+	}
+	opened, err := host.Open(ctx, info.ID)
+	if err != nil {
+		return err
+	}
+	dom := opened.(drivers.Domain)
+	defer func() { err = errors.Join(err, dom.Close()) }()
+
+	stopped, stop := context.WithCancel(ctx)
+	defer stop()
+	// It reads no further than to the pause's end.
+	if _, err := build.FromGuest(stopped, &clock{Domain: dom, report: r, stop: stop}, int(info.MaxVCPU)+1, "x"); !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("a capture that was stopped: %w", err)
+	}
+
+	cmd := exec.CommandContext(ctx, "hprobe", "profile", "capture", "--to", to, domain)
+	start := dom.Ticks()
+	out, err := cmd.CombinedOutput()
+	r.Ticks, r.Output = dom.Ticks()-start, string(out)
+	if err != nil {
+		return err
+	}
+	cpu := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	r.CPUTicks = uint64(float64(dom.TicksPerSecond()) * float64(cpu) / float64(time.Second))
+	r.Memory = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
+	return nil
+}
+
+// clock is a guest that measures for how long it is paused.
+type clock struct {
+	drivers.Domain
+	report *Report
+	stop   func()
+	start  uint64
+}
+
+func (c *clock) Pause() error {
+	c.start = c.Ticks()
+	c.report.Pauses++
+	return c.Domain.Pause()
+}
+
+func (c *clock) Unpause() error {
+	err := c.Domain.Unpause()
+	c.report.Paused += c.Ticks() - c.start
+	c.stop()
+	return err
+}
+
+// differ says where two profiles differ but for their source: symbols one by one, as
+// several may have one name, and all else as text.
+func differ(got, want *isf.Profile) (string, error) {
+	if a, b := got.NumSymbols(), want.NumSymbols(); a != b {
+		return fmt.Sprintf("%d symbols, not %d", a, b), nil
+	}
+	for i := range want.NumSymbols() {
+		if a, b := got.SymbolAt(i), want.SymbolAt(i); a != b {
+			return fmt.Sprintf("%s at %#x, not %s at %#x", a.Name, a.Addr, b.Name, b.Addr), nil
+		}
+	}
+	a, err := text(got)
+	if err != nil {
+		return "", err
+	}
+	b, err := text(want)
+	if err != nil {
+		return "", err
+	}
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			from, to := max(0, i-100), i+100
+			return fmt.Sprintf("…%q, not …%q", a[from:min(to, len(a))], b[from:min(to, len(b))]), nil
+		}
+	}
+	if len(a) != len(b) {
+		return fmt.Sprintf("one of them ends after %d bytes", min(len(a), len(b))), nil
+	}
+	return "", nil
+}
+
+// text is a profile without its source.
+func text(p *isf.Profile) ([]byte, error) {
+	source, err := json.Marshal(p.Meta().Source)
+	if err != nil {
+		return nil, err
+	}
+	if !strings.Contains(string(source), " ") && !strings.Contains(string(source), "-") {
+		return nil, fmt.Errorf("%s could be anything's name", source)
+	}
+	var b bytes.Buffer
+	if err := p.WriteJSON(&b); err != nil {
+		return nil, err
+	}
+	return bytes.ReplaceAll(b.Bytes(), source, []byte(`"source"`)), nil
+}
