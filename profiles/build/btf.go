@@ -21,6 +21,9 @@ func addBTF(m *memory, out *isf.Builder) (map[string]isf.Type, error) {
 	if err != nil {
 		return nil, fmt.Errorf("BTF: %w", err)
 	}
+	if err := boundBTF(b); err != nil {
+		return nil, fmt.Errorf("BTF: %w", err)
+	}
 	spec, err := btf.LoadSpecFromReader(bytes.NewReader(b))
 	if err != nil {
 		return nil, fmt.Errorf("BTF: %w", err)
@@ -30,7 +33,9 @@ func addBTF(m *memory, out *isf.Builder) (map[string]isf.Type, error) {
 		if err != nil {
 			return nil, fmt.Errorf("BTF: %w", err)
 		}
-		c.add(t)
+		if c.add(t); c.text > maxTypeText {
+			return nil, fmt.Errorf("BTF: its types take more than %d bytes: %w", maxTypeText, errBTF)
+		}
 	}
 	out.Base["pointer"] = isf.BaseType{Kind: "int", Size: 8, Endian: "little"}
 	out.Base["void"] = isf.BaseType{Kind: "void", Endian: "little"}
@@ -43,9 +48,17 @@ type converter struct {
 	names map[btf.Type]string // of unnamed structs, unions and enums
 	// typedefs are what a name means.
 	typedefs map[string]isf.Type
+	text     int // bytes that all takes, about
+}
+
+// spend counts what a name, or a type without one, takes.
+func (c *converter) spend(name string) string {
+	c.text += len(name) + 32
+	return name
 }
 
 func (c *converter) add(t btf.Type) {
+	c.spend(t.TypeName())
 	switch t := t.(type) {
 	case *btf.Int:
 		c.out.Base[t.Name] = baseOf(t)
@@ -107,7 +120,7 @@ func (c *converter) user(kind isf.Kind, size uint32, members []btf.Member) isf.U
 			f.Offset = uint64(int(m.Offset) / 8 / size * size)
 			f.Type = isf.Type{Kind: isf.Bitfield, BitLen: uint8(m.BitfieldSize), BitPos: uint8(uint64(m.Offset) - 8*f.Offset), BitsType: &whole}
 		}
-		name := m.Name
+		name := c.spend(m.Name)
 		if name == "" {
 			name, f.Anonymous = fmt.Sprintf("unnamed_field_%d", i), true
 		}
@@ -122,7 +135,7 @@ func (c *converter) enum(t *btf.Enum) isf.EnumType {
 		e.Base = "int"
 	}
 	for _, v := range t.Values {
-		e.Constants[v.Name] = int64(v.Value)
+		e.Constants[c.spend(v.Name)] = int64(v.Value)
 	}
 	return e
 }
@@ -130,7 +143,7 @@ func (c *converter) enum(t *btf.Enum) isf.EnumType {
 func (c *converter) proto(p *btf.FuncProto) isf.Func {
 	f := isf.Func{Return: c.typeOf(p.Return, 0)}
 	for _, a := range p.Params {
-		f.Params = append(f.Params, isf.Param{Name: a.Name, Type: c.typeOf(a.Type, 0)})
+		f.Params = append(f.Params, isf.Param{Name: c.spend(a.Name), Type: c.typeOf(a.Type, 0)})
 	}
 	return f
 }
@@ -139,6 +152,7 @@ const maxDepth = 32
 
 // typeOf describes a type; typedefs and qualifiers are looked through.
 func (c *converter) typeOf(t btf.Type, depth int) isf.Type {
+	c.spend(t.TypeName())
 	if depth > maxDepth {
 		return isf.Type{Kind: isf.Base, Name: "void"}
 	}

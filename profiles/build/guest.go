@@ -41,7 +41,7 @@ const (
 	// maxRead is how many bytes of whole pieces are read: a kernel has some 60 MiB.
 	maxRead = 256 << 20
 	// maxBTF and maxNotes are in bytes: of kernels they have 6 MiB and 512.
-	maxBTF   = 64 << 20
+	maxBTF   = 16 << 20
 	maxNotes = 64 << 10
 	// minMapped is more than the page tables have, in bytes, that a process uses in
 	// user mode under KPTI: two large pages of entry code (arch/x86/mm/pti.c).
