@@ -46,7 +46,7 @@ func TestBTFBounds(t *testing.T) {
 	}
 	// A member's name, again and again.
 	long := "\x00" + strings.Repeat("n", maxTypeName) + "\x00"
-	many := []uint32{0, kindInt<<24 | 0, 4, 32}
+	many := []uint32{0, kindInt << 24, 4, 32}
 	for range uint32(4) {
 		many = append(many, 0, kindStruct<<24|0xffff, 4)
 		for range 0xffff {
