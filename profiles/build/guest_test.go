@@ -312,7 +312,7 @@ func TestFromGuestKernels(t *testing.T) {
 		t.Skip("fetches kernels: not with -short")
 	}
 	ctx := context.Background()
-	for _, linux := range []string{"6.12", "7.2", "6.1", "5.10"} {
+	for _, linux := range []string{"7.2", "5.10"} { // test/xen has those between, too
 		path, _, err := lab.GuestKernel(ctx, linux)
 		if err != nil {
 			t.Fatal(err)
