@@ -308,9 +308,6 @@ func TestFromGuestSaysWhatIsWrong(t *testing.T) {
 // TestFromGuestKernels: kernels of distributions, in memory as their own boot code puts
 // them there at a slide, give the profiles that their images do.
 func TestFromGuestKernels(t *testing.T) {
-	if testing.Short() {
-		t.Skip("fetches kernels: not with -short")
-	}
 	ctx := context.Background()
 	for _, linux := range []string{"7.2", "5.10"} { // test/xen has those between, too
 		path, _, err := lab.GuestKernel(ctx, linux)

@@ -15,7 +15,7 @@ import (
 // TestDump: what is in the file is in the memory, page by page, and nothing behind it.
 func TestDump(t *testing.T) {
 	if err := load(); err != nil {
-		t.Skip("LibVMI is not installed: ", err)
+		t.Skip("libvmi: ", err)
 	}
 	path := filepath.Join(t.TempDir(), "dump")
 	content := make([]byte, 3*xenevents.PageSize)

@@ -27,7 +27,7 @@ func TestLoadOther(t *testing.T) {
 		return
 	}
 	if err := load(); err != nil {
-		t.Skip("LibVMI is not installed: ", err)
+		t.Skip("libvmi: ", err)
 	}
 	for name, c := range map[string]struct{ source, want string }{
 		"too old":      {"int vmi_init;", "too old: it has no vmi_destroy"},
