@@ -15,10 +15,8 @@ func lateReplies(ctx context.Context, o *open) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, late)
+	ctx, touched, cancel := t.touching(ctx)
 	defer cancel()
-	touched := make(chan error, 1)
-	go func() { touched <- t.env.Touch(ctx) }()
 	const most = 40 // with one vCPU each costs the whole wait
 	var kept *xenevents.Event
 	done, overtaken := 0, 0
@@ -65,10 +63,8 @@ func panics(ctx context.Context, o *open) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, late)
+	ctx, touched, cancel := t.touching(ctx)
 	defer cancel()
-	touched := make(chan error, 1)
-	go func() { touched <- t.env.Touch(ctx) }()
 	err = func() (err error) {
 		defer func() {
 			if r := recover(); r != "in the middle" {

@@ -82,6 +82,15 @@ func (o *open) trap(ctx context.Context, a xenevents.Access) (t *trap, err error
 	return t, t.views.SwitchView(t.view)
 }
 
+// touching has the guest be touched while the check serves the events itself, and limits
+// both.
+func (t *trap) touching(ctx context.Context) (context.Context, <-chan error, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, late)
+	touched := make(chan error, 1)
+	go func() { touched <- t.env.Touch(ctx) }()
+	return ctx, touched, cancel
+}
+
 // over lets the vCPU run one instruction in view 0.
 func (t *trap) over(ev *xenevents.Event) error {
 	if t.left--; t.left < 0 {
@@ -228,10 +237,8 @@ func closeSends(ctx context.Context, o *open) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, late)
+	ctx, touched, cancel := t.touching(ctx)
 	defer cancel()
-	touched := make(chan error, 1)
-	go func() { touched <- t.env.Touch(ctx) }()
 	var batch [8]xenevents.Event
 	n, err := t.events.Next(ctx, batch[:])
 	for i := range n {
