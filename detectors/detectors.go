@@ -24,6 +24,8 @@ type ProbeSpec struct {
 	Name string
 	// At is where: "symbol", "symbol+0x10", "module!symbol", an address, or
 	// "image:PATH!symbol" and "image:PATH+0xOFFSET" in a user program or library.
+	// "caller:callee" is the one place where a function of the kernel calls another,
+	// whose arguments a hit there has; "caller:callee|callee" where kernels differ.
 	At string
 	// PID, when not 0, is of a process that runs: At is an address in it. The
 	// probe follows its page, waits where there is none, and takes the hits of
@@ -37,6 +39,10 @@ type ProbeSpec struct {
 	// Image is what the operator's own copy of the image says of the place. nil: what
 	// the guest has in memory is looked at.
 	Image *ImagePlace
+	// Fields are members that the handler reads: "iov_iter.count", or with the names
+	// that kernels have it under, "iov_iter.__iov|iov". Hit.Field says where in their
+	// structs they are. A probe with one that the profile lacks is not armed.
+	Fields []string
 	// Handle is called at each hit while the vCPU waits: it must be quick and
 	// must not block or keep the Hit. nil counts.
 	Handle Handler
@@ -79,7 +85,7 @@ type Outcome struct {
 // Verdict is what happens to the vCPU of a hit. Ask Hit.CanDeny before: one that
 // can't be carried out lets the guest go on.
 type Verdict struct {
-	// Deny skips the function that the probe is at the entry of: it returns
+	// Deny skips the function that the probe is at the entry or a call of: it returns
 	// Return to its caller.
 	Deny   bool
 	Return int64
@@ -103,10 +109,12 @@ type Hit interface {
 	// Registers are the vCPU's; they must not be changed.
 	Registers() *xenevents.Registers
 	// Arg returns the value of an argument of the function, counted from 0.
-	// Only at a function's entry. A system call's are those of its caller.
+	// Only at a function's entry, or a call of it. A system call's are those of its caller.
 	Arg(n int) (uint64, error)
 	// Args returns all that the profile knows of the arguments.
 	Args() []Arg
+	// Field is the offset of the spec's field n in its struct, in bytes.
+	Field(n int) uint64
 	// ReadUint64 and Read read guest virtual memory as the vCPU sees it.
 	ReadUint64(at xenevents.GVA) (uint64, error)
 	Read(p []byte, at xenevents.GVA) (int, error)

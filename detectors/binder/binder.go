@@ -111,7 +111,9 @@ func (b *Binder) add(ctx context.Context, d detectors.Detector, specs []detector
 		if places[i], err = placeOf(spec); err != nil {
 			return nil, err
 		}
-		requests[i] = b.request(d, spec, places[i])
+		if requests[i], err = b.request(d, spec, places[i]); err != nil {
+			return nil, err
+		}
 	}
 	// Guest memory belongs to the engine's goroutine.
 	err = b.engine.Do(ctx, func(xenevents.Domain) error {
@@ -181,19 +183,24 @@ func placeOf(spec detectors.ProbeSpec) (Location, error) {
 }
 
 // request is a probe's, but for its address.
-func (b *Binder) request(d detectors.Detector, spec detectors.ProbeSpec, loc Location) probe.Request {
+func (b *Binder) request(d detectors.Detector, spec detectors.ProbeSpec, loc Location) (probe.Request, error) {
 	r := probe.Request{Name: spec.Name, Space: b.kernel.Space, Follow: spec.PID != 0}
 	h := &hit{kernel: b.kernel}
+	var err error
+	if h.fields, err = fieldsOf(b.kernel.Profile, spec.Fields); err != nil {
+		return r, err
+	}
 	h.read = h.readKernel
 	h.args = ArgsAt(b.kernel.Profile, loc)
-	h.entry = spec.Return || len(h.args) > 0
+	h.call = loc.Callee != ""
+	h.entry = spec.Return || !h.call && len(h.args) > 0
 	r.Decide = b.decide(d, spec, h)
 	r.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
 	if spec.Return {
 		r.Return, r.Thread = true, b.thread
 	}
 	r.Budget = b.budget(&spec)
-	return r
+	return r, nil
 }
 
 // resolve finds the address; in a module it comes later.
@@ -279,6 +286,9 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 		switch {
 		case out.Verdict.Deny && denied == nil:
 			v.Action, v.Return = probe.Deny, uint64(out.Verdict.Return)
+			if h.call {
+				v.Action = probe.Skip
+			}
 		case out.Verdict.Registers != nil:
 			v.Action, v.Regs = probe.SetRegs, out.Verdict.Registers
 		}
@@ -287,7 +297,7 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 }
 
 // ArgsAt returns what is known of the arguments at a place; only a function's entry
-// has any. Of one whose prototype is not in the profile the first six registers are
+// and a call of it have any. Of one whose prototype is not in the profile the first six registers are
 // taken, untyped; a module's function may have the name of one of the kernel's.
 func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
 	switch {
@@ -296,7 +306,12 @@ func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
 	case at.Module != "", at.Image != "":
 		return guestos.UntypedArgs()
 	}
-	args, err := guestos.Args(p, at.Symbol)
+	function := at.Symbol
+	if at.Callee != "" {
+		names := at.callees()
+		function = names[max(slices.IndexFunc(names, func(c string) bool { return len(p.Addresses(c)) > 0 }), 0)]
+	}
+	args, err := guestos.Args(p, function)
 	if errors.Is(err, guestos.ErrNoPrototype) {
 		return guestos.UntypedArgs()
 	}
@@ -312,6 +327,8 @@ type hit struct {
 	kernel  *guestos.Kernel
 	args    []guestos.Arg
 	entry   bool // it is at a function's first instruction
+	call    bool // it is at a call of a function
+	fields  []uint64
 	running guestos.Running
 	read    guestos.Reader // readKernel, made once
 }
@@ -345,6 +362,8 @@ func (h *hit) Arg(n int) (uint64, error) {
 	return h.args[n].Read(h.Regs, h.ReadUint64)
 }
 
+func (h *hit) Field(n int) uint64 { return h.fields[n] }
+
 func (h *hit) Args() []detectors.Arg {
 	if h.Hit.Return {
 		return nil
@@ -359,7 +378,11 @@ func (h *hit) Args() []detectors.Arg {
 }
 
 func (h *hit) CanDeny() error {
-	err := h.Hit.CanDeny()
+	can := h.Hit.CanDeny
+	if h.call {
+		can = h.Hit.CanSkip
+	}
+	err := can()
 	if errors.Is(err, probe.ErrDenied) {
 		return detectors.ErrDenied
 	}

@@ -74,7 +74,10 @@ func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detect
 	t := b.images
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := b.request(d, spec, loc)
+	r, err := b.request(d, spec, loc)
+	if err != nil {
+		return Bound{}, err
+	}
 	r.Many, r.Follow, r.Space = true, false, xenevents.AddressSpace{} // those are its members'
 	p := &imageProbe{path: loc.Image, pid: spec.PID, comm: guestos.CommOf(spec.Comm)}
 	if p.id, err = b.engine.Add(ctx, r); err != nil {

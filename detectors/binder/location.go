@@ -20,15 +20,28 @@ type Location struct {
 	// Image is the path of a user program or library, or the last part of it; "" for
 	// the kernel.
 	Image string
+	// Callee, if not "": where the function of the Symbol calls this one. Kernels may
+	// have it under several names: "one|another".
+	Callee string
 }
+
+// maxCallees bounds what a function may be called in kernels of all versions.
+const maxCallees = 8
+
+// Entry says whether it is a function's first instruction, as far as its text tells.
+func (l Location) Entry() bool { return l.Symbol != "" && l.Offset == 0 && l.Callee == "" }
+
+// callees are the names of the Callee.
+func (l Location) callees() []string { return strings.Split(l.Callee, "|") }
 
 // maxOffset bounds an offset from a symbol, in bytes: larger than any function.
 const maxOffset = 1 << 20
 
-// ParseLocation reads "symbol", "symbol+0x10", "module!symbol" or "0xffff…".
+// ParseLocation reads "symbol", "symbol+0x10", "symbol:callee", "module!symbol" or
+// "0xffff…", and those in images.
 func ParseLocation(text string) (Location, error) {
 	fail := func(why string) (Location, error) {
-		return Location{}, fmt.Errorf("no place for a probe: %q (%s); it is written like symbol, symbol+0x10, module!symbol, image:PATH!symbol or 0xffffffff81000000", text, why)
+		return Location{}, fmt.Errorf("no place for a probe: %q (%s); it is written like symbol, symbol+0x10, caller:callee, module!symbol, image:PATH!symbol or 0xffffffff81000000", text, why)
 	}
 	if at, ok := strings.CutPrefix(text, imagePrefix); ok {
 		return parseImage(at)
@@ -47,6 +60,18 @@ func ParseLocation(text string) (Location, error) {
 			return fail("no module's name")
 		}
 		l.Module, rest = module, after
+	}
+	if caller, callees, ok := strings.Cut(rest, ":"); ok {
+		l.Symbol, l.Callee = caller, callees
+		switch names := l.callees(); {
+		case l.Module != "":
+			return fail("a call is found in the kernel proper only")
+		case !isName(caller) || slices.ContainsFunc(names, func(c string) bool { return !isName(c) }):
+			return fail("no symbol's name")
+		case len(names) > maxCallees:
+			return fail(fmt.Sprintf("more than %d functions", maxCallees))
+		}
+		return l, nil
 	}
 	symbol, offset, ok := strings.Cut(rest, "+")
 	if !isName(symbol) {
@@ -71,6 +96,8 @@ var endless = []string{"do_exit", "do_group_exit", "make_task_dead", "rewind_sta
 // MayReturn says why a location is no place for a probe of returns, if it is none.
 func (l Location) MayReturn() error {
 	switch {
+	case l.Callee != "":
+		return fmt.Errorf("returns are seen from a function's first instruction on, not from where one is called: that of %s", l.Callee)
 	case l.Symbol != "" && l.Offset != 0:
 		return fmt.Errorf("returns are seen from a function's first instruction on: %s, not %s+%#x", l.Symbol, l.Symbol, l.Offset)
 	case l.Module == "" && l.Image == "" && slices.Contains(endless, l.Symbol):
@@ -102,6 +129,9 @@ func isName(s string) bool {
 func (l Location) resolve(k *guestos.Kernel) (xenevents.GVA, error) {
 	if l.Symbol == "" {
 		return xenevents.GVA(l.Offset), nil
+	}
+	if l.Callee != "" {
+		return findCall(k, l.Symbol, l.callees())
 	}
 	at, err := k.Address(l.Symbol)
 	return at + xenevents.GVA(l.Offset), err

@@ -38,7 +38,7 @@ func (e *Error) Error() string { return fmt.Sprintf("%q: %s", e.Text, e.Why) }
 
 // Place is where expressions are evaluated.
 type Place struct {
-	Entry bool          // a function's first instruction
+	Entry bool          // a function's first instruction, or a call of it
 	Args  []guestos.Arg // its arguments, there
 	// Syscall: of one of several system calls: hits are detectors.SyscallHit.
 	Syscall bool

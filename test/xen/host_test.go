@@ -72,6 +72,7 @@ func TestHosts(t *testing.T) {
 			t.Run("Daemon", func(t *testing.T) { daemon(t, cfg) })
 			t.Run("Return", func(t *testing.T) { returns(t, cfg) })
 			t.Run("CopyOnWrite", func(t *testing.T) { copyOnWrite(t, cfg) })
+			t.Run("Vmsplice", func(t *testing.T) { vmsplice(t, cfg) })
 			t.Run("StepOver", func(t *testing.T) { stepOver(t, cfg) })
 			// What is more of the guest's kernel than of Xen: in CI with the newest and
 			// the oldest.

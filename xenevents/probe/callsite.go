@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"bytes"
 	"errors"
 
 	"golang.org/x/arch/x86/x86asm"
@@ -22,6 +23,22 @@ func (e *Engine) afterCall(space xenevents.AddressSpace, at xenevents.GVA) bool 
 		}
 	}
 	return false
+}
+
+// Callee decodes the instruction at the start of b: its length, and how far from its
+// start the function is that it calls; 0 where it calls none, or one by a pointer.
+func Callee(b []byte) (length int, distance xenevents.GVA, err error) {
+	if bytes.HasPrefix(b, endbr64) {
+		return len(endbr64), 0, nil
+	}
+	x, err := parse(b)
+	if err != nil {
+		return 0, 0, err
+	}
+	if rel, ok := x.Args[0].(x86asm.Rel); ok && x.Op == x86asm.CALL {
+		distance = xenevents.GVA(int64(x.Len) + int64(rel)) // may be negative: it wraps
+	}
+	return x.Len, distance, nil
 }
 
 // before reads what is before an address: all of b, or what is in its page.

@@ -212,7 +212,7 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 		}
 	}()
 	v = user.Decide(h)
-	if v.none(h.Return) || h.Seen != nil && (v.Action == SetRegs || v.Later != nil) {
+	if v.none(h.Return) || h.Seen != nil && (v.Action > Deny || v.Later != nil) {
 		panic("its verdict is none") // and must not keep others' from counting
 	}
 	return v
@@ -220,7 +220,7 @@ func (e *Engine) decide(user *probe, h *Hit) (v Verdict) {
 
 // none says whether nobody could carry a verdict out.
 func (v *Verdict) none(atReturn bool) bool {
-	return v.Action > SetRegs || v.Action == SetRegs && v.Regs == nil || atReturn && (v.Action == Deny || v.Later != nil) || v.Later != nil && v.Later.otherwise.none(false)
+	return v.Action > SetRegs || v.Action == SetRegs && v.Regs == nil || atReturn && (v.Action == Deny || v.Action == Skip || v.Later != nil) || v.Later != nil && v.Later.otherwise.none(false)
 }
 
 func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
@@ -236,6 +236,15 @@ func (e *Engine) carryOut(ev *xenevents.Event, p *patch, h *Hit) error {
 		*r.Regs = ev.Regs
 		r.Regs.RIP, r.Regs.RAX = to, v.Return
 		r.Regs.RSP += 8
+		return e.reply(ev, r)
+	case Skip:
+		if !p.insn.call || h.waited && !e.inPlace(ev, p) {
+			e.log.Error("a call that was to be left out is made")
+			break
+		}
+		r.Regs = &e.now.regs
+		*r.Regs = ev.Regs
+		r.Regs.RIP, r.Regs.RAX = ev.Regs.RIP+uint64(p.insn.length), v.Return
 		return e.reply(ev, r)
 	case SetRegs:
 		if v.Regs.RIP != ev.Regs.RIP {

@@ -101,7 +101,7 @@ type Hit struct {
 	// Seq counts the probe's hits, from 1. A return has that of its entry.
 	Seq uint64
 	// Return: the function has returned; RAX is its value, and RIP where it was
-	// called. A verdict may set registers, not deny.
+	// called. A verdict may set registers, not deny or skip.
 	Return bool
 	// Took is how long the call took, in ticks, with all that hits cost meanwhile.
 	Took  uint64
@@ -141,13 +141,29 @@ func (h *Hit) CanDeny() error {
 	if h.Return {
 		return errors.New("the call is over")
 	}
-	if h.verdict.Action == SetRegs {
+	if h.verdict.Action != SetRegs {
+		if _, err := h.returnAddress(); err != nil {
+			return err
+		}
+	}
+	return h.undecided()
+}
+
+// CanSkip says whether a verdict to skip the call at which the hit is will be carried
+// out, and if not why, as CanDeny does of a denial.
+func (h *Hit) CanSkip() error {
+	if h.Seen != nil || h.Return || !h.patch.insn.call {
+		return errors.New("there is no call here that could be left out")
+	}
+	return h.undecided()
+}
+
+// undecided says what became of the hit by those who were asked before, if anything.
+func (h *Hit) undecided() error {
+	switch h.verdict.Action {
+	case SetRegs:
 		return errors.New("another probe's decision set the registers")
-	}
-	if _, err := h.returnAddress(); err != nil {
-		return err
-	}
-	if h.verdict.Action == Deny {
+	case Deny, Skip:
 		return ErrDenied
 	}
 	return nil
@@ -186,19 +202,23 @@ const (
 	// returns Verdict.Return to its caller. Only at a function's first
 	// instruction, where RSP points to the return address. See Hit.CanDeny.
 	Deny
+	// Skip: the call that the probe is at is not made: its caller goes on behind it,
+	// as if the function had returned Verdict.Return. Only at a call instruction. See
+	// Hit.CanSkip.
+	Skip
 	// SetRegs: the vCPU's registers become Verdict.Regs, then the instruction
 	// runs; where RIP was changed, the vCPU goes on there instead.
 	SetRegs
 )
 
 func (a Action) String() string {
-	return [...]string{"continue", "deny", "set registers"}[min(a, SetRegs)]
+	return [...]string{"continue", "deny", "skip the call", "set registers"}[min(a, SetRegs)]
 }
 
 // Verdict is what Decide concluded.
 type Verdict struct {
 	Action Action
-	Return uint64 // Deny: the value of RAX
+	Return uint64 // Deny, Skip: the value of RAX
 	Regs   *xenevents.Registers
 	// Pause: first the domain is paused as a whole. Whoever unpauses it, or
 	// Engine.Run's end, has the vCPU go on, by Action.

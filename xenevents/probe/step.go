@@ -20,6 +20,7 @@ type insn struct {
 	text    string
 	emulate bool // Xen's emulator was seen to do it right
 	repeats bool // a string instruction with rep: a step is one repetition
+	call    bool // a call: see Skip
 }
 
 // decode decodes the instruction at the start of b, which may hold less than 15 bytes.
@@ -31,7 +32,7 @@ func decode(b []byte) (insn, error) {
 	if err != nil {
 		return insn{}, fmt.Errorf("no instruction that hprobe knows: % x: %w", b[:min(len(b), shadow.MaxInsn)], err)
 	}
-	return insn{length: x.Len, text: x86asm.GNUSyntax(x, 0, nil), emulate: emulated(&x), repeats: repeats(&x)}, nil
+	return insn{length: x.Len, text: x86asm.GNUSyntax(x, 0, nil), emulate: emulated(&x), repeats: repeats(&x), call: x.Op == x86asm.CALL}, nil
 }
 
 // lengthOf is the length of the instruction at the start of b.

@@ -42,6 +42,38 @@ func TestDeny(t *testing.T) {
 	}
 }
 
+// TestSkip: a call is left out; what is none runs, and whoever asks is told.
+func TestSkip(t *testing.T) {
+	r := newRig(t, sim.Config{})
+	const at = free
+	r.poke(at, 0xe8, 0x4b, 0xff, 0xff, 0xff, 0xc3) // call store; ret
+	skip := true
+	var can error
+	id := r.add(at, func(h *probe.Hit) probe.Verdict {
+		if can = h.CanSkip(); !skip {
+			return probe.Verdict{}
+		}
+		return probe.Verdict{Action: probe.Skip, Return: errno(14)}
+	})
+	if got := r.call(at, uint64(dataAt), 5); got != errno(14) || r.peek(dataAt, 1)[0] != 0 || can != nil {
+		t.Errorf("it returned %#x, and stored %d; %v", got, r.peek(dataAt, 1)[0], can)
+	}
+	skip = false
+	if got := r.call(at, uint64(dataAt), 6); got != 6 || r.peek(dataAt, 1)[0] != 6 {
+		t.Errorf("it returned %#x, and stored %d", got, r.peek(dataAt, 1)[0])
+	}
+	if s := r.status(id); s.Hits != 2 || s.Changed != 1 {
+		t.Errorf("%+v", s)
+	}
+	r.add(store, func(h *probe.Hit) probe.Verdict {
+		can = h.CanSkip()
+		return probe.Verdict{Action: probe.Skip, Return: 1}
+	})
+	if got := r.call(store, uint64(dataAt), 7); got != 7 || can == nil || !r.log.has("left out") {
+		t.Errorf("it returned %#x; %v", got, can)
+	}
+}
+
 // TestDenyWithoutAStack: there is nowhere to return to, so it runs.
 func TestDenyWithoutAStack(t *testing.T) {
 	r := newRig(t, sim.Config{})

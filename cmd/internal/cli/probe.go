@@ -60,7 +60,7 @@ func (a *app) probe() *cobra.Command {
 	}
 	f := add.Flags()
 	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
-	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, address, image:PATH!symbol, image:PATH+0xOFFSET")
+	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, caller:callee, address, image:PATH!symbol, image:PATH+0xOFFSET")
 	f.StringVar(&req.Stack, "stack", "", "show with each hit who called whom: kernel, user (by frame pointers), or all")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")

@@ -26,10 +26,12 @@ hprobe knows by name. For another one say where the length is:
 --length is arg0 to arg5 for an argument of the function, [arg0+8] for the 8 bytes
 in the guest's memory at an argument plus an offset, [[arg0]+8] through a pointer.
 --at is the function: a symbol, or module!symbol for one of a module, loaded or
-to come.
+to come. caller:callee is the place where one function of the kernel calls another,
+for one that is called from elsewhere as well.
 
 hprobed looks when the function is entered. A program that changes a length in its
-own memory after that, from another thread, gets past; and a call whose length is
+own memory after that, from another thread, gets past: take a function that is
+called with the kernel's copy, as vmsplice's rule does beside. A call whose length is
 in memory that is not there at the moment runs, and is reported. An attempt whose
 return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -58,7 +60,7 @@ return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`
 	f.BoolVar(&req.Fix, "fix", false, "refuse attempts (default: only report them)")
 	f.Uint64Var(&req.Limit, "limit", 0, "the least length that is an attempt, in bytes (default: the rule's)")
 	f.StringVar(&req.Errno, "errno", "", "what a refused call returns, like EFAULT (default: the rule's)")
-	f.StringVar(&req.At, "at", "", "of a new rule: the function, as symbol or module!symbol")
+	f.StringVar(&req.At, "at", "", "of a new rule: the function, as symbol, module!symbol or caller:callee")
 	f.StringVar(&req.Length, "length", "", "of a new rule: where the length is, like arg1 or [arg0+8]")
 	must(add, "domain")
 
@@ -83,7 +85,7 @@ return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`
 			if a.json {
 				return a.message(d)
 			}
-			_, err = fmt.Fprintf(a.out, "%s: %s removed from %s; it saw %s in %s\n", d.GetId(), plain(d.GetName()), guestText(d.GetDomain()), count(d.GetFindings(), "attempt"), count(hits(d), "call"))
+			_, err = fmt.Fprintf(a.out, "%s: %s removed from %s; it saw %s in %s\n", d.GetId(), plain(d.GetName()), guestText(d.GetDomain()), count(d.GetFindings(), "attempt"), count(calls(d), "call"))
 			return err
 		})
 	}}
@@ -115,11 +117,12 @@ type ruleLine struct {
 	What  string `json:"what"`
 }
 
-func hits(d *controlapi.Detector) (n uint64) {
-	for _, p := range d.GetProbes() {
-		n += p.GetHits()
+// calls are the hits of a stopgap's first probe: the others see the same calls later.
+func calls(d *controlapi.Detector) uint64 {
+	if all := d.GetProbes(); len(all) > 0 {
+		return all[0].GetHits()
 	}
-	return n
+	return 0
 }
 
 func (a *app) showDetectors(r *controlapi.ListDetectorsResponse) error {
@@ -131,7 +134,7 @@ func (a *app) showDetectors(r *controlapi.ListDetectorsResponse) error {
 			}
 			continue
 		}
-		rows = append(rows, []string{d.GetId(), guestText(d.GetDomain()), d.GetName(), d.GetMode(), fmt.Sprint(hits(d)), fmt.Sprint(d.GetFindings()), d.GetWhat()})
+		rows = append(rows, []string{d.GetId(), guestText(d.GetDomain()), d.GetName(), d.GetMode(), fmt.Sprint(calls(d)), fmt.Sprint(d.GetFindings()), d.GetWhat()})
 	}
 	if a.json {
 		return nil

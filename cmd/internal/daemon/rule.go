@@ -32,7 +32,7 @@ func compile(p *isf.Profile, at binder.Location, returns bool, r *controlapi.Rul
 	if err != nil {
 		return nil, err
 	}
-	place := condition.Place{Entry: at.Symbol != "" && at.Offset == 0, Args: binder.ArgsAt(p, at)}
+	place := condition.Place{Entry: at.Entry() || at.Callee != "", Args: binder.ArgsAt(p, at)}
 	if returns && r != nil {
 		place.Ends = true
 		if at.Module == "" && at.Image == "" { // its function may have the name of one of the kernel's

@@ -241,8 +241,8 @@ func stopgapOf(r *controlapi.AddStopgapRequest) (*stopgap.Detector, error) {
 	switch at, err := binder.ParseLocation(rule.At); {
 	case err != nil:
 		return nil, err
-	case at.Symbol == "" || at.Offset != 0:
-		return nil, fmt.Errorf("a stopgap is at a function's entry, where its arguments are: --at symbol or module!symbol, not %q", rule.At)
+	case !at.Entry() && at.Callee == "":
+		return nil, fmt.Errorf("a stopgap is where a function's arguments are, at its entry or a call of it: --at symbol, module!symbol or caller:callee, not %q", rule.At)
 	}
 	if r.GetLimit() != 0 {
 		rule.Limit = r.GetLimit()

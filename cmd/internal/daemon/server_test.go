@@ -63,12 +63,12 @@ func TestStopgapOf(t *testing.T) {
 		}
 	}
 	for want, r := range map[string]*controlapi.AddStopgapRequest{
-		"knows no stopgap":      {Name: "nosuch"},
-		"needs --at, --length":  {Name: "x", At: "f"},
-		"no place of a value":   own(func(r *controlapi.AddStopgapRequest) { r.Length = "rdi" }),
-		"no place for a probe":  own(func(r *controlapi.AddStopgapRequest) { r.At = "a b" }),
-		"at a function's entry": own(func(r *controlapi.AddStopgapRequest) { r.At = "f+4" }),
-		"no errno":              own(func(r *controlapi.AddStopgapRequest) { r.Errno = "EBAD" }),
+		"knows no stopgap":       {Name: "nosuch"},
+		"needs --at, --length":   {Name: "x", At: "f"},
+		"no place of a value":    own(func(r *controlapi.AddStopgapRequest) { r.Length = "rdi" }),
+		"no place for a probe":   own(func(r *controlapi.AddStopgapRequest) { r.At = "a b" }),
+		"where a function's arg": own(func(r *controlapi.AddStopgapRequest) { r.At = "f+4" }),
+		"no errno":               own(func(r *controlapi.AddStopgapRequest) { r.Errno = "EBAD" }),
 	} {
 		if d, err := stopgapOf(r); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %+v, %v", r, d, err)

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 
 	"github.com/hprobe/hprobe/detectors"
-	"github.com/hprobe/hprobe/xenevents"
 )
 
 // Rule says what an attempt is.
@@ -26,9 +25,22 @@ type Rule struct {
 	// Errno is what the call returns instead of running, in fix mode.
 	Errno Errno
 	// Length is where the length is; nil: Lengths finds several.
-	Length *Operand
-	// lengths calls each for all lengths of a call until it returns false.
-	lengths func(h detectors.Hit, each func(fact string, value uint64) bool) error
+	Length  *Operand
+	lengths lengths
+	// after are places that a call comes by after the kernel has copied what it was
+	// given: what another thread changes there from then on changes nothing.
+	after []place
+}
+
+// lengths calls each for all lengths of a call until it returns false.
+type lengths func(h detectors.Hit, each func(fact string, value uint64) bool) error
+
+// place is one more where a rule looks, for lengths of at least limit.
+type place struct {
+	at      string   // as in detectors.ProbeSpec
+	fields  []string // as there
+	limit   uint64
+	lengths lengths
 }
 
 // Detector watches one rule in one domain.
@@ -36,7 +48,12 @@ type Detector struct {
 	rule     Rule
 	fix      bool
 	attempts atomic.Uint64
+	// reported are threads whose call was found to be an attempt at its entry, and runs.
+	reported map[uint32]bool
 }
+
+// maxReported bounds those that are remembered: a thread may be killed in its call.
+const maxReported = 1024
 
 // New makes the detector of a rule: read-only, or in fix mode.
 func New(rule Rule, fix bool) (*Detector, error) {
@@ -53,7 +70,7 @@ func New(rule Rule, fix bool) (*Detector, error) {
 	if rule.Title == "" {
 		rule.Title = rule.At + "() with too large a length"
 	}
-	return &Detector{rule: rule, fix: fix}, nil
+	return &Detector{rule: rule, fix: fix, reported: map[uint32]bool{}}, nil
 }
 
 // Name is "stopgap/" and the rule's.
@@ -68,30 +85,82 @@ func (d *Detector) Fix() bool { return d.fix }
 // Attempts is how many there were so far.
 func (d *Detector) Attempts() uint64 { return d.attempts.Load() }
 
-// Probes asks for the one probe. One that refuses must not be got rid of by a storm.
+// Probes asks for one at the function's entry, and those after the copy. One that
+// refuses must not be got rid of by a storm.
 func (d *Detector) Probes() []detectors.ProbeSpec {
-	return []detectors.ProbeSpec{{Name: d.Name(), At: d.rule.At, Handle: d.handle, Vital: d.fix}}
+	entry := d.rule.lengths
+	if d.rule.Length != nil {
+		entry = d.rule.Length.lengths
+	}
+	all := []detectors.ProbeSpec{{Name: d.Name(), At: d.rule.At, Vital: d.fix, Handle: func(h detectors.Hit) detectors.Outcome { return d.enter(h, entry) }}}
+	for _, p := range d.rule.after {
+		all = append(all, detectors.ProbeSpec{Name: d.Name(), At: p.at, Fields: p.fields, Vital: d.fix, Handle: func(h detectors.Hit) detectors.Outcome { return d.copied(h, &p) }})
+	}
+	return all
 }
 
-func (d *Detector) handle(h detectors.Hit) detectors.Outcome {
-	var attempt *detectors.Fact
-	each := func(fact string, value uint64) bool {
-		if value >= d.rule.Limit {
+// enter judges a call at its entry. What can't be seen there the places after the copy
+// see, if there are any.
+func (d *Detector) enter(h detectors.Hit, of lengths) detectors.Outcome {
+	attempt, err := find(h, of, d.rule.Limit)
+	switch {
+	case attempt != nil:
+		if len(d.rule.after) > 0 && !d.fix {
+			d.remember(h)
+		}
+		return d.attempt(h, attempt, d.rule.Limit)
+	case len(d.rule.after) > 0:
+		return detectors.Outcome{}
+	}
+	return unseen(err)
+}
+
+// copied judges a call by what the kernel has copied.
+func (d *Detector) copied(h detectors.Hit, p *place) detectors.Outcome {
+	limit := min(p.limit, d.rule.Limit)
+	attempt, err := find(h, p.lengths, limit)
+	switch {
+	case attempt == nil:
+		return unseen(err)
+	case !d.fix && d.forget(h):
+		return detectors.Outcome{} // it was reported at its entry
+	}
+	return d.attempt(h, attempt, limit)
+}
+
+// remember notes that the call of the thread that runs was reported.
+func (d *Detector) remember(h detectors.Hit) {
+	if len(d.reported) >= maxReported {
+		clear(d.reported)
+	}
+	if tid, err := h.Running().TID(); err == nil {
+		d.reported[tid] = true
+	}
+}
+
+// forget says whether it was.
+func (d *Detector) forget(h detectors.Hit) bool {
+	tid, err := h.Running().TID()
+	was := err == nil && d.reported[tid]
+	delete(d.reported, tid)
+	return was
+}
+
+// find returns the first length that is an attempt.
+func find(h detectors.Hit, of lengths, limit uint64) (attempt *detectors.Fact, err error) {
+	err = of(h, func(fact string, value uint64) bool {
+		if value >= limit {
 			attempt = &detectors.Fact{Name: fact, Value: value}
 		}
 		return attempt == nil
-	}
-	lengths := d.rule.lengths
-	if d.rule.Length != nil {
-		lengths = d.rule.Length.lengths
-	}
-	err := lengths(h, each)
-	if attempt == nil {
-		return unseen(err)
-	}
+	})
+	return attempt, err
+}
+
+func (d *Detector) attempt(h detectors.Hit, attempt *detectors.Fact, limit uint64) detectors.Outcome {
 	d.attempts.Add(1)
-	f := &detectors.Finding{Severity: detectors.High, Facts: []detectors.Fact{*attempt, {Name: "limit", Value: d.rule.Limit}}}
-	what := fmt.Sprintf("%s: %s is %#x, the limit is %#x", d.rule.Title, attempt.Name, attempt.Value, d.rule.Limit)
+	f := &detectors.Finding{Severity: detectors.High, Facts: []detectors.Fact{*attempt, {Name: "limit", Value: limit}}}
+	what := fmt.Sprintf("%s: %s is %#x, the limit is %#x", d.rule.Title, attempt.Name, attempt.Value, limit)
 	if !d.fix {
 		f.Message = what + "; reported only"
 		return detectors.Outcome{Finding: f}
@@ -118,42 +187,8 @@ func unseen(err error) detectors.Outcome {
 	return detectors.Outcome{Finding: &detectors.Finding{Severity: detectors.Medium, Message: fmt.Sprintf("a call could not be judged, and was let pass: %v", err)}}
 }
 
-// maxSegments is Linux's UIO_MAXIOV: vmsplice takes no more.
-const maxSegments = 1024
-
-// iovecSize and iovecLen are struct iovec's, which is ABI: base u64, len u64.
-const (
-	iovecSize = 16
-	iovecLen  = 8
-)
-
-// vmspliceLengths follows the iovec in the caller's memory: vmsplice(fd, iov, nr_segs, flags).
-func vmspliceLengths(h detectors.Hit, each func(string, uint64) bool) error {
-	iov, err := h.Arg(1)
-	if err != nil {
-		return err
-	}
-	segments, err := h.Arg(2)
-	if err != nil {
-		return err
-	}
-	for i := range min(segments, maxSegments) {
-		v, err := h.ReadUint64(xenevents.GVA(iov + i*iovecSize + iovecLen))
-		if err != nil {
-			return err
-		}
-		if !each(fmt.Sprintf("iov[%d].iov_len", i), v) {
-			return nil
-		}
-	}
-	return nil
-}
-
 // rules are those that hprobe knows by name.
-var rules = []Rule{{
-	Name: "vmsplice", Title: "vmsplice() with a huge iovec (CVE-2008-0600)", At: "__x64_sys_vmsplice",
-	Limit: 0x7fffffff, Errno: EFAULT, lengths: vmspliceLengths,
-}}
+var rules = []Rule{vmsplice}
 
 // Rules returns the rules that hprobe knows.
 func Rules() []Rule { return slices.Clone(rules) }
