@@ -265,7 +265,7 @@ func TestArgs(t *testing.T) {
 	}
 	for function, want := range map[string]string{
 		"vfs_read": "file:7 struct file *, count:6 long, ",
-		"many":     ":7 , :6 , :2 , :1 , :8 , :9 , ", // the others are on the stack
+		"many":     ":7 void, :6 void, :2 void, :1 void, :8 void, :9 void, ", // the others are on the stack
 		// Those of 16 bytes take two registers; what finds no place leaves it to others.
 		"byvalue":             "small:7 struct small, pair:6 struct pair, large:-1 struct module, pair2:1 union pair, pair3:-1 struct pair, a:9 long, ",
 		"__x64_sys_vmsplice":  "fd:7+0x70 long, uiov:7+0x68 struct file *, arg2:7+0x60 unsigned long, flags:7+0x38 long, ",

@@ -2,32 +2,37 @@ package isf
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"sort"
+	"sync"
 )
 
 // The compact form is tables that are searched where they are: opening it
 // parses nothing, and a type is decoded when somebody asks for it. All numbers
-// are little endian.
+// are little endian, and no entry of a table lies across a block's end.
 //
-//	magic, then 9 × u64: symbols, types, and the offset and length … of the parts
+//	magic, then 7 × u64: the length of each part, in bytes, and 0
 //	symbols  by name: name offset u32, name length u32, address u64
-//	byAddr   by address: index of the symbol u32
 //	types    by kind and name: key offset u32, key length u32, JSON offset u32, JSON length u32
+//	names    a power of two of slots, by the low bits of a name's hash, or one behind: index of
+//	         the first symbol of that name plus 1 u32 (0: an empty slot), high bits of the hash u32
+//	addrs    the symbols' addresses by address u64
+//	byAddr   their indexes u32
 //	text     names and JSON
-var magic = []byte("hprobe profile 1\n\x00\x00\x00\x00\x00\x00\x00")
+var magic = []byte("hprobe profile 2\n\x00\x00\x00\x00\x00\x00\x00")
 
 const (
-	headerSize = 24 + 5*8
+	numParts   = 6
+	headerSize = 24 + (numParts+1)*8
 	symbolSize = 16
 	typeSize   = 16
-	// MaxSize bounds a profile, in bytes.
+	slotSize   = 8
+	// MaxSize bounds a profile, in bytes, in each of its forms.
 	MaxSize = 1 << 30
 )
 
@@ -38,96 +43,58 @@ const (
 	keyUser = "u"
 	keyEnum = "e"
 	keyFunc = "f"
+	keyVar  = "v"
 )
+
+var le = binary.LittleEndian
 
 // Profile is a read-only profile. It may be used from several goroutines.
 type Profile struct {
 	meta    Meta
 	symbols part
-	byAddr  part
 	types   part
+	names   part
+	addrs   part
+	byAddr  part
 	text    part
+	layouts sync.Map // of structs, by name: *layout
 }
 
-// Profile makes a profile of what was collected.
-func (b *Builder) Profile() (*Profile, error) {
-	data, err := b.compact()
-	if err != nil {
-		return nil, err
-	}
-	return open(inMemory(data))
+func (p *Profile) parts() [numParts]*part {
+	return [numParts]*part{&p.symbols, &p.types, &p.names, &p.addrs, &p.byAddr, &p.text}
 }
 
-func (b *Builder) compact() ([]byte, error) {
-	var text, symbols, byAddr, types bytes.Buffer
-	le := binary.LittleEndian
-	put := func(w *bytes.Buffer, s []byte) {
-		w.Write(le.AppendUint32(le.AppendUint32(nil, uint32(text.Len())), uint32(len(s))))
-		text.Write(s)
-	}
-	all := b.sorted()
-	order := make([]int, len(all))
-	for i, s := range all {
-		put(&symbols, []byte(s.Name))
-		symbols.Write(le.AppendUint64(nil, s.Addr))
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(x, y int) int { return cmp.Compare(all[x].Addr, all[y].Addr) })
-	for _, i := range order {
-		byAddr.Write(le.AppendUint32(nil, uint32(i)))
-	}
-	entries := map[string]any{keyMeta: b.Meta}
-	for n, t := range b.Base {
-		entries[keyBase+n] = t
-	}
-	for n, t := range b.Users {
-		entries[keyUser+n] = t
-	}
-	for n, t := range b.Enums {
-		entries[keyEnum+n] = t
-	}
-	for n, t := range b.Funcs {
-		entries[keyFunc+n] = t
-	}
-	for _, key := range slices.Sorted(maps.Keys(entries)) {
-		j, err := json.Marshal(entries[key])
-		if err != nil {
-			return nil, fmt.Errorf("profile: %s: %w", key, err)
-		}
-		put(&types, []byte(key))
-		put(&types, j)
-	}
-	out := bytes.NewBuffer(slices.Clone(magic))
-	for _, n := range []int{symbols.Len(), byAddr.Len(), types.Len(), text.Len(), 0} {
-		out.Write(le.AppendUint64(nil, uint64(n)))
-	}
-	for _, part := range []*bytes.Buffer{&symbols, &byAddr, &types, &text} {
-		out.Write(part.Bytes())
-	}
-	if out.Len() > MaxSize {
-		return nil, fmt.Errorf("profile: %d bytes are too many", out.Len())
-	}
-	return out.Bytes(), nil
-}
+// isCompact says whether these are the first bytes of a compact form, of whatever version.
+func isCompact(head []byte) bool { return bytes.HasPrefix(head, magic[:len("hprobe profile ")]) }
 
 // open takes the compact form. Whatever its bytes say, no look-up leaves them.
-func open(data part) (*Profile, error) {
-	head := data.bytes(0, headerSize)
-	if !bytes.HasPrefix(head, magic) {
-		return nil, fmt.Errorf("this is no hprobe profile")
+func open(data *blocks) (*Profile, error) {
+	whole := part{blocks: data, n: data.size}
+	if data.size > MaxSize {
+		return nil, fmt.Errorf("more than %d bytes", MaxSize)
+	}
+	head := whole.bytes(0, headerSize)
+	switch {
+	case head == nil && data.err.Load() != nil:
+		return nil, *data.err.Load()
+	case head == nil:
+		return nil, errors.New("the profile is cut off")
+	case !bytes.HasPrefix(head, magic):
+		return nil, errors.New("another version of hprobe wrote this profile: make it anew, with hprobe profile build")
 	}
 	p := &Profile{}
 	at := int64(headerSize)
-	for i, to := range []*part{&p.symbols, &p.byAddr, &p.types, &p.text} {
-		n := binary.LittleEndian.Uint64(head[len(magic)+8*i:])
-		if n > uint64(data.n-at) {
-			return nil, fmt.Errorf("the profile is cut off: part %d has %d bytes of %d", i, data.n-at, n)
+	for i, to := range p.parts() {
+		n := le.Uint64(head[len(magic)+8*i:])
+		if n > uint64(data.size-at) {
+			return nil, fmt.Errorf("the profile is cut off: part %d has %d bytes of %d", i, data.size-at, n)
 		}
-		*to = data.slice(at, int64(n))
+		*to = part{blocks: data, at: at, n: int64(n)}
 		at += int64(n)
 	}
-	if p.byAddr.len()/4 != p.symbols.len()/symbolSize {
-		return nil, fmt.Errorf("the profile is damaged: %d symbols, %d of them by address", p.symbols.len()/symbolSize, p.byAddr.len()/4)
+	n, slots := p.symbols.n/symbolSize, p.names.n/slotSize
+	if p.symbols.n != n*symbolSize || p.types.n%typeSize != 0 || p.names.n != slots*slotSize || slots&(slots-1) != 0 || p.addrs.n != 8*n || p.byAddr.n != 4*n {
+		return nil, errors.New("the profile is damaged: its tables are not of one size")
 	}
 	if err := p.lookup(keyMeta, "the profile's head", &p.meta); err != nil {
 		return nil, err
@@ -138,20 +105,17 @@ func open(data part) (*Profile, error) {
 // WriteCompact writes the compact form.
 func (p *Profile) WriteCompact(w io.Writer) error {
 	head := slices.Clone(magic)
-	for _, n := range []int{p.symbols.len(), p.byAddr.len(), p.types.len(), p.text.len(), 0} {
-		head = binary.LittleEndian.AppendUint64(head, uint64(n))
+	for _, part := range p.parts() {
+		head = le.AppendUint64(head, uint64(part.n))
 	}
-	if _, err := w.Write(head); err != nil {
+	_, err := w.Write(le.AppendUint64(head, 0))
+	for _, part := range p.parts() {
+		if err == nil {
+			err = part.writeTo(w)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("write profile: %w", err)
-	}
-	for _, part := range []*part{&p.symbols, &p.byAddr, &p.types, &p.text} {
-		b := part.bytes(0, part.len())
-		if b == nil && part.len() > 0 {
-			return p.failed()
-		}
-		if _, err := w.Write(b); err != nil {
-			return fmt.Errorf("write profile: %w", err)
-		}
 	}
 	return nil
 }
@@ -168,7 +132,7 @@ func (p *Profile) SymbolAt(i int) Symbol {
 	if e == nil {
 		return Symbol{}
 	}
-	return Symbol{Name: string(p.str(e)), Addr: binary.LittleEndian.Uint64(e[8:])}
+	return Symbol{Name: string(p.str(e)), Addr: le.Uint64(e[8:])}
 }
 
 // str returns the text that an entry points to, or nothing where it points out.
@@ -176,47 +140,66 @@ func (p *Profile) str(e []byte) []byte {
 	if len(e) < 8 {
 		return nil
 	}
-	off, n := uint64(binary.LittleEndian.Uint32(e)), uint64(binary.LittleEndian.Uint32(e[4:]))
-	if off+n > uint64(p.text.len()) {
-		return nil
+	return p.text.bytes(int(le.Uint32(e)), int(le.Uint32(e[4:])))
+}
+
+// named is where symbol i is, if that is its name.
+func (p *Profile) named(i int, name string) (uint64, bool) {
+	e := p.symbols.bytes(i*symbolSize, symbolSize)
+	if e == nil || int(le.Uint32(e[4:])) != len(name) || string(p.str(e)) != name {
+		return 0, false
 	}
-	return p.text.bytes(int(off), int(n))
+	return le.Uint64(e[8:]), true
 }
 
 // Addresses returns the addresses of all symbols of that name.
 func (p *Profile) Addresses(name string) []uint64 {
-	n := p.NumSymbols()
-	nameOf := func(i int) []byte { return p.str(p.symbols.bytes(i*symbolSize, symbolSize)) }
-	i := sort.Search(n, func(i int) bool { return string(nameOf(i)) >= name })
 	var all []uint64
-	for ; i < n && string(nameOf(i)) == name; i++ {
-		all = append(all, p.SymbolAt(i).Addr)
+	for i, at, ok := p.first(name); ok; at, ok = p.named(i, name) {
+		all = append(all, at)
+		i++
 	}
 	return all
 }
 
+// first finds the first symbol of that name, and where it is.
+func (p *Profile) first(name string) (i int, at uint64, ok bool) {
+	slots := p.names.len() / slotSize
+	hash := hashOf(name)
+	for n := range slots {
+		e := p.names.bytes((int(hash)+n)&(slots-1)*slotSize, slotSize)
+		if e == nil || le.Uint32(e) == 0 {
+			break
+		}
+		if le.Uint32(e[4:]) != uint32(hash>>32) {
+			continue
+		}
+		i = int(le.Uint32(e)) - 1
+		if at, ok = p.named(i, name); ok {
+			return i, at, true
+		}
+	}
+	return 0, 0, false
+}
+
+// hashOf is FNV-1a, of 64 bits.
+func hashOf[text string | []byte](name text) uint64 {
+	h := uint64(0xcbf29ce484222325)
+	for i := range len(name) {
+		h = (h ^ uint64(name[i])) * 0x100000001b3
+	}
+	return h
+}
+
 // Nearest returns the last symbol that is not behind addr.
 func (p *Profile) Nearest(addr uint64) (Symbol, bool) {
-	n := p.NumSymbols()
-	at := func(i int) int {
-		b := p.byAddr.bytes(4*i, 4)
-		if b == nil {
-			return n
-		}
-		return int(binary.LittleEndian.Uint32(b))
-	}
-	i := sort.Search(n, func(i int) bool {
-		s := at(i)
-		if s >= n {
-			return true
-		}
-		e := p.symbols.bytes(s*symbolSize, symbolSize)
-		return e == nil || binary.LittleEndian.Uint64(e[8:]) > addr
-	})
-	if i == 0 || at(i-1) >= n {
+	i := p.addrs.notOver(addr)
+	e := p.byAddr.bytes(4*(i-1), 4)
+	if e == nil {
 		return Symbol{}, false
 	}
-	return p.SymbolAt(at(i - 1)), p.failed() == nil
+	s := p.SymbolAt(int(le.Uint32(e)))
+	return s, s.Addr <= addr && p.failed() == nil
 }
 
 // UserType finds a struct or union.
@@ -243,15 +226,14 @@ func (p *Profile) Func(name string) (t Func, err error) {
 	return t, err
 }
 
+// Var finds the type of a variable.
+func (p *Profile) Var(name string) (t Type, err error) {
+	err = p.lookup(keyVar+name, "type of "+name, &t)
+	return t, err
+}
+
 func (p *Profile) lookup(key, what string, to any) error {
-	n := p.types.len() / typeSize
-	keyOf := func(i int) []byte { return p.str(p.types.bytes(i*typeSize, typeSize)) }
-	i := sort.Search(n, func(i int) bool { return string(keyOf(i)) >= key })
-	var text []byte
-	found := i < n && string(keyOf(i)) == key
-	if found {
-		text = p.str(p.types.bytes(i*typeSize+8, typeSize-8))
-	}
+	text, found := p.find(key)
 	if err := p.failed(); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -262,6 +244,17 @@ func (p *Profile) lookup(key, what string, to any) error {
 		return fmt.Errorf("%s: the profile is damaged: %w", what, err)
 	}
 	return nil
+}
+
+// find is the JSON of an entry of the types.
+func (p *Profile) find(key string) ([]byte, bool) {
+	n := p.types.len() / typeSize
+	keyOf := func(i int) []byte { return p.str(p.types.bytes(i*typeSize, typeSize)) }
+	i := sort.Search(n, func(i int) bool { return string(keyOf(i)) >= key })
+	if i >= n || string(keyOf(i)) != key {
+		return nil, false
+	}
+	return p.str(p.types.bytes(i*typeSize+8, typeSize-8)), true
 }
 
 // each calls f with all entries of a kind: for writing ISF.

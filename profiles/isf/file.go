@@ -7,14 +7,15 @@ import (
 	"io"
 	"os"
 	"sync"
-	"time"
+	"sync/atomic"
 )
 
-// ReadFile opens a profile: the compact form, or ISF as .json, .json.xz or
-// .json.gz. The content decides, not the name. The compact form is not read but for
+// ReadFile opens a profile: the compact form, or ISF as .json, .json.xz, .json.gz or
+// .json.bz2. The content decides, not the name. The compact form is not read but for
 // what is looked up, when it is: of some 20 MB that is little. The file stays open as
 // long as the profile is used; to replace it, put another one in its place (rename), as
-// a Store does. One that is written to is of no more use.
+// a Store does. One that is written to is of no more use. ISF is read once, from its
+// begin to its end, and kept in the compact form, in memory.
 func ReadFile(path string) (*Profile, error) {
 	p, err := readFile(path)
 	if err != nil {
@@ -39,129 +40,185 @@ func readFile(path string) (_ *Profile, err error) {
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	if compact = bytes.Equal(head[:n], magic); compact {
+	if compact = isCompact(head[:n]); compact {
 		return openFile(f)
 	}
-	b, err := io.ReadAll(io.LimitReader(io.MultiReader(bytes.NewReader(head[:n]), f), MaxSize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > MaxSize {
-		return nil, fmt.Errorf("more than %d bytes", MaxSize)
-	}
-	return Read(b)
+	return readISF(io.MultiReader(bytes.NewReader(head[:n]), f))
 }
 
 func openFile(f *os.File) (*Profile, error) {
-	info, err := f.Stat()
+	was, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > MaxSize {
-		return nil, fmt.Errorf("more than %d bytes", MaxSize)
-	}
-	return open(part{file: &blocks{f: f, size: info.Size(), changed: info.ModTime(), have: map[int64][]byte{}}, n: info.Size()})
-}
-
-// part is some bytes of a profile: in memory, or in its file.
-type part struct {
-	mem   []byte
-	file  *blocks // nil: it is in memory
-	at, n int64   // in the file
-}
-
-func inMemory(b []byte) part { return part{mem: b, n: int64(len(b))} }
-
-func (p *part) len() int { return int(p.n) }
-
-// slice is a part of it, which must be in it.
-func (p *part) slice(at, n int64) part {
-	if p.file == nil {
-		return part{mem: p.mem[at : at+n : at+n], n: n}
-	}
-	return part{file: p.file, at: p.at + at, n: n}
-}
-
-// bytes are n bytes of it, not to be changed; nil where there are not so many, or the
-// file can't be read: see Profile.failed.
-func (p *part) bytes(at, n int) []byte {
-	switch {
-	case at < 0 || n < 0 || int64(at) > p.n || int64(n) > p.n-int64(at):
+	return open(newBlocks(was.Size(), func(p []byte, at int64) error {
+		_, err := f.ReadAt(p, at)
+		if is, statErr := f.Stat(); statErr != nil {
+			err = statErr
+		} else if !is.ModTime().Equal(was.ModTime()) || is.Size() != was.Size() {
+			err = errors.New("it was written to since it was opened: put new ones in place by renaming, and start hprobed anew")
+		}
+		if err != nil {
+			return fmt.Errorf("profile %s: %w", f.Name(), err)
+		}
 		return nil
-	case p.file == nil:
-		return p.mem[at : at+n : at+n]
-	}
-	return p.file.bytes(p.at+int64(at), n)
+	}))
 }
 
 // blockSize is how much of a file is read at a time, in bytes.
-const blockSize = 64 << 10
+const blockSize = 16 << 10
 
-// blocks is a file as it was when it was opened, as far as somebody asked for it.
+type block = [blockSize]byte
+
+// blocks are bytes of a profile: of its file as it was when it was opened, as far as
+// somebody asked for them; or all of them, in memory. A block that is there is found
+// without a lock.
 type blocks struct {
-	f       *os.File // closed with the last who has it
-	size    int64
-	changed time.Time
+	size int64
+	have []atomic.Pointer[block]
 
-	mu   sync.Mutex
-	have map[int64][]byte
-	err  error // the first
+	mu   sync.Mutex // of read
+	read func(p []byte, at int64) error
+	err  atomic.Pointer[error] // the first of read
 }
 
-// bytes are some of the file's; nil after an error.
-func (b *blocks) bytes(at int64, n int) []byte {
+func newBlocks(size int64, read func(p []byte, at int64) error) *blocks {
+	return &blocks{size: size, have: make([]atomic.Pointer[block], (size+blockSize-1)/blockSize), read: read}
+}
+
+// block returns one, which it reads if it is not there; nil after an error. What was
+// written meanwhile may be of another kernel: a probe at its addresses would change the
+// guest into something else.
+func (b *blocks) block(i int64) *block {
+	if got := b.have[i].Load(); got != nil {
+		return got
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	first, last := at/blockSize, (at+int64(n)-1)/blockSize
-	if n == 0 || first == last {
-		block := b.block(first)
-		if block == nil {
+	if got := b.have[i].Load(); got != nil || b.err.Load() != nil {
+		return got
+	}
+	got := new(block)
+	if err := b.read(got[:min(blockSize, b.size-i*blockSize)], i*blockSize); err != nil {
+		b.err.Store(&err)
+		return nil
+	}
+	b.have[i].Store(got)
+	return got
+}
+
+// bytes are some of them, all of which must be there to read; nil after an error.
+func (b *blocks) bytes(at int64, n int) []byte {
+	i, off := at/blockSize, int(at%blockSize)
+	if n == 0 {
+		return []byte{}
+	}
+	if off+n <= blockSize {
+		got := b.block(i)
+		if got == nil {
 			return nil
 		}
-		off := int(at % blockSize)
-		return block[off : off+n : off+n]
+		return got[off : off+n : off+n]
 	}
 	all := make([]byte, 0, n)
-	for i := first; i <= last; i++ {
-		block := b.block(i)
-		if block == nil {
+	for len(all) < n {
+		got := b.block(i)
+		if got == nil {
 			return nil
 		}
-		from := max(at-i*blockSize, 0)
-		to := min(at+int64(n)-i*blockSize, blockSize)
-		all = append(all, block[from:to]...)
+		all = append(all, got[off:min(off+n-len(all), blockSize)]...)
+		i, off = i+1, 0
 	}
 	return all
 }
 
-// block reads one, if it is not there. What was written meanwhile may be of another
-// kernel: a probe at its addresses would change the guest into something else.
-func (b *blocks) block(i int64) []byte {
-	if block, ok := b.have[i]; ok || b.err != nil {
-		return block
-	}
-	block := make([]byte, min(blockSize, b.size-i*blockSize))
-	_, err := b.f.ReadAt(block, i*blockSize)
-	if info, statErr := b.f.Stat(); statErr != nil {
-		err = statErr
-	} else if !info.ModTime().Equal(b.changed) || info.Size() != b.size {
-		err = errors.New("it was written to since it was opened: put new ones in place by renaming, and start hprobed anew")
-	}
-	if err != nil {
-		b.err = fmt.Errorf("profile %s: %w", b.f.Name(), err)
+// part is some bytes of a profile.
+type part struct {
+	*blocks
+	at, n int64 // in the blocks
+}
+
+func (p *part) len() int { return int(p.n) }
+
+// bytes are n bytes of it, not to be changed; nil where there are not so many, or the
+// file can't be read: see Profile.failed.
+func (p *part) bytes(at, n int) []byte {
+	if at < 0 || n < 0 || int64(at) > p.n || int64(n) > p.n-int64(at) {
 		return nil
 	}
-	b.have[i] = block
-	return block
+	return p.blocks.bytes(p.at+int64(at), n)
+}
+
+// notOver counts the words, in rising order, that are not over v: 0 where they can't be
+// read. No word lies across a block's end.
+func (p *part) notOver(v uint64) int {
+	var in *block
+	have := int64(-1)
+	i, j := int64(0), p.n/8
+	for i < j {
+		mid := (i + j) / 2
+		at := p.at + 8*mid
+		if at/blockSize != have {
+			have = at / blockSize
+			if in = p.block(have); in == nil {
+				return 0
+			}
+		}
+		if off := at % blockSize; le.Uint64(in[off:off+8]) > v {
+			j = mid
+		} else {
+			i = mid + 1
+		}
+	}
+	return int(i)
+}
+
+// writeTo writes it, without asking for more of it at a time than a block.
+func (p *part) writeTo(w io.Writer) error {
+	for at := int64(0); at < p.n; {
+		n := min(blockSize-(p.at+at)%blockSize, p.n-at)
+		b := p.bytes(int(at), int(n))
+		if b == nil {
+			return *p.err.Load()
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		at += n
+	}
+	return nil
+}
+
+// pile is a part that grows. Nothing of it moves, so it never takes twice its memory.
+type pile struct {
+	have []*block
+	n    int64
+}
+
+func (p *pile) write(b []byte) {
+	for len(b) > 0 {
+		off := p.n % blockSize
+		if off == 0 {
+			p.have = append(p.have, new(block))
+		}
+		n := copy(p.have[len(p.have)-1][off:], b)
+		p.n += int64(n)
+		b = b[n:]
+	}
+}
+
+func (p *pile) part() part {
+	b := newBlocks(p.n, nil)
+	for i, one := range p.have {
+		b.have[i].Store(one)
+	}
+	return part{blocks: b, n: p.n}
 }
 
 // failed is why the profile's file can't be read any more.
 func (p *Profile) failed() error {
-	b := p.text.file
-	if b == nil {
-		return nil
+	if err := p.text.err.Load(); err != nil {
+		return *err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.err
+	return nil
 }

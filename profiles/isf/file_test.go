@@ -23,7 +23,7 @@ func manySymbols(t *testing.T) (*Profile, []byte) {
 	if err := p.WriteCompact(&out); err != nil {
 		t.Fatal(err)
 	}
-	if out.Len() < 5*blockSize {
+	if out.Len() < 20*blockSize {
 		t.Fatalf("%d bytes", out.Len())
 	}
 	return p, out.Bytes()
@@ -57,8 +57,14 @@ func TestFileIsReplaced(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(p.text.file.have); n > 4 {
-			t.Errorf("%d blocks were read to open it", n)
+		read := 0
+		for i := range p.text.have {
+			if p.text.have[i].Load() != nil {
+				read++
+			}
+		}
+		if read > 5 {
+			t.Errorf("%d of %d blocks were read to open it", read, len(p.text.have))
 		}
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)

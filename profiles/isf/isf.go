@@ -4,11 +4,9 @@
 package isf
 
 import (
-	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math/bits"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -39,32 +37,11 @@ type Type struct {
 	Kind     Kind   `json:"kind"`
 	Name     string `json:"name,omitempty"`         // base, struct, union, class, enum
 	Subtype  *Type  `json:"subtype,omitempty"`      // pointer, array
+	Base     string `json:"base,omitempty"`         // pointer: the base type that is as large, "" for a plain one
 	Count    uint64 `json:"count,omitempty"`        // array
 	BitLen   uint8  `json:"bit_length,omitempty"`   // bitfield
 	BitPos   uint8  `json:"bit_position,omitempty"` // bitfield
-	BitsType *Type  `json:"type,omitempty"`         // bitfield: of what
-}
-
-// MarshalJSON writes what ISF's schema wants of each kind: a count of 0 (a
-// flexible array) and a bit position of 0 must be there.
-func (t Type) MarshalJSON() ([]byte, error) {
-	switch t.Kind {
-	case Array:
-		return json.Marshal(struct {
-			Kind    Kind   `json:"kind"`
-			Count   uint64 `json:"count"`
-			Subtype *Type  `json:"subtype"`
-		}{t.Kind, t.Count, t.Subtype})
-	case Bitfield:
-		return json.Marshal(struct {
-			Kind     Kind  `json:"kind"`
-			BitLen   uint8 `json:"bit_length"`
-			BitPos   uint8 `json:"bit_position"`
-			BitsType *Type `json:"type"`
-		}{t.Kind, t.BitLen, t.BitPos, t.BitsType})
-	}
-	type plain Type // without this method
-	return json.Marshal(plain(t))
+	BitsType *Type  `json:"type,omitempty"`         // bitfield: of what, a base type or an enum
 }
 
 // String writes a type as C does: "struct iovec *". The zero Type is "".
@@ -145,6 +122,15 @@ type Meta struct {
 	Banner  string `json:"banner"`             // linux_banner, without its line end
 	BuildID string `json:"build_id,omitempty"` // hexadecimal
 	Source  string `json:"source"`             // of what the profile was made
+	PDB     PDB    `json:"pdb,omitzero"`       // Windows: where the symbols are from
+}
+
+// PDB names the symbols of a Windows binary, as its debug directory does.
+type PDB struct {
+	Database string `json:"database"`
+	GUID     string `json:"GUID"`
+	Age      uint64 `json:"age"`
+	Machine  uint64 `json:"machine_type"`
 }
 
 // Builder collects a profile.
@@ -155,36 +141,47 @@ type Builder struct {
 	Users   map[string]UserType
 	Enums   map[string]EnumType
 	Funcs   map[string]Func
+	Vars    map[string]Type // of symbols
 }
 
 // NewBuilder returns an empty one.
 func NewBuilder() *Builder {
-	return &Builder{Base: map[string]BaseType{}, Users: map[string]UserType{}, Enums: map[string]EnumType{}, Funcs: map[string]Func{}}
+	return &Builder{Base: map[string]BaseType{}, Users: map[string]UserType{}, Enums: map[string]EnumType{}, Funcs: map[string]Func{}, Vars: map[string]Type{}}
 }
 
-// sorted returns the symbols by name, those of one name by address, each once.
-func (b *Builder) sorted() []Symbol {
-	all := slices.Clone(b.Symbols)
-	slices.SortFunc(all, func(x, y Symbol) int {
-		return cmp.Or(strings.Compare(x.Name, y.Name), cmp.Compare(x.Addr, y.Addr))
-	})
-	return slices.Compact(all)
+// Profile makes a profile of what was collected.
+func (b *Builder) Profile() (*Profile, error) {
+	to := packer{symbols: slices.Clone(b.Symbols)}
+	entries(&to, keyBase, b.Base, (*BaseType).json)
+	entries(&to, keyUser, b.Users, (*UserType).json)
+	entries(&to, keyEnum, b.Enums, (*EnumType).json)
+	entries(&to, keyFunc, b.Funcs, (*Func).json)
+	entries(&to, keyVar, b.Vars, (*Type).json)
+	return to.profile(b.Meta)
+}
+
+// entries packs them in their order, for one profile to be always the same bytes.
+func entries[T any](to *packer, kind string, all map[string]T, json func(*T) []byte) {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		t := all[name]
+		to.entry(kind+name, json(&t))
+	}
 }
 
 // Address returns the address of the only symbol of that name.
 func (p *Profile) Address(name string) (uint64, error) {
-	all := p.Addresses(name)
+	i, at, ok := p.first(name)
+	_, several := p.named(i+1, name)
 	if err := p.failed(); err != nil {
 		return 0, fmt.Errorf("symbol %q: %w", name, err)
 	}
-	switch len(all) {
-	case 1:
-		return all[0], nil
-	case 0:
+	switch {
+	case !ok:
 		return 0, fmt.Errorf("symbol %q: %w%s", name, ErrNotFound, p.nearSymbols(name))
-	default:
-		return 0, fmt.Errorf("symbol %q: %d functions have that name (%#x …): give an address", name, len(all), all[0])
+	case several:
+		return 0, fmt.Errorf("symbol %q: %d functions have that name (%#x …): give an address", name, len(p.Addresses(name)), at)
 	}
+	return at, nil
 }
 
 // Symbolize writes an address (without the slide) as "symbol+0x12". It is
@@ -210,116 +207,4 @@ func (p *Profile) nearSymbols(name string) string {
 		return ""
 	}
 	return fmt.Sprintf(" (near it: %s)", strings.Join(near, ", "))
-}
-
-// Location is where a field is in its outermost struct: Offset in bytes. Type
-// is the field's.
-type Location struct {
-	Offset uint64
-	Type   Type
-}
-
-// maxDepth bounds how deep a path or anonymous members may nest: a profile may
-// be hostile, too.
-const maxDepth = 32
-
-// maxAnonymous bounds how many structs may be in one struct without a name.
-const maxAnonymous = 256
-
-// Field finds a member of a struct, by a path through members that are structs
-// themselves: Field("task_struct", "thread.sp"). It does not follow pointers.
-// Members of anonymous members count as the struct's own.
-func (p *Profile) Field(structName, path string) (Location, error) {
-	var at Location
-	name := structName
-	for i, part := range strings.Split(path, ".") {
-		if i >= maxDepth {
-			return at, fmt.Errorf("%s.%s: too deep", structName, path)
-		}
-		if i > 0 {
-			if at.Type.Kind != Struct && at.Type.Kind != Union && at.Type.Kind != Class {
-				return at, fmt.Errorf("%s.%s: there is a %s before %q, not a struct", structName, path, at.Type.Kind, part)
-			}
-			name = at.Type.Name
-		}
-		found, err := p.field(name, part, map[string]bool{})
-		if err != nil {
-			return at, err
-		}
-		at = Location{Offset: at.Offset + found.Offset, Type: found.Type}
-	}
-	return at, nil
-}
-
-// field looks into each struct once, whatever holds it: in a hostile profile
-// each may have many anonymous members, and these again.
-func (p *Profile) field(structName, name string, seen map[string]bool) (Location, error) {
-	seen[structName] = true
-	u, err := p.UserType(structName)
-	if err != nil {
-		return Location{}, err
-	}
-	if f, ok := u.Fields[name]; ok {
-		return Location{Offset: f.Offset, Type: f.Type}, nil
-	}
-	for _, f := range u.Fields {
-		if !f.Anonymous || seen[f.Type.Name] || len(seen) > maxAnonymous {
-			continue
-		}
-		if at, err := p.field(f.Type.Name, name, seen); err == nil {
-			at.Offset += f.Offset
-			return at, nil
-		}
-	}
-	return Location{}, fmt.Errorf("%s has no member %q: %w (it has %s)", structName, name, ErrNotFound, someFields(u))
-}
-
-func someFields(u UserType) string {
-	var names []string
-	for n := range u.Fields {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	if len(names) > 12 {
-		names = append(names[:12], "…")
-	}
-	return strings.Join(names, ", ")
-}
-
-// SizeOf returns how many bytes a type takes.
-func (p *Profile) SizeOf(t Type) (uint64, error) { return p.sizeOf(t, 0) }
-
-func (p *Profile) sizeOf(t Type, depth int) (uint64, error) {
-	if depth > maxDepth {
-		return 0, errors.New("a type that nests too deep")
-	}
-	switch t.Kind {
-	case Pointer:
-		return 8, nil
-	case Array:
-		if t.Subtype == nil {
-			return 0, errors.New("an array of nothing")
-		}
-		n, err := p.sizeOf(*t.Subtype, depth+1)
-		over, size := bits.Mul64(n, t.Count)
-		if err == nil && over != 0 {
-			return 0, fmt.Errorf("an array of %d times %d bytes", t.Count, n)
-		}
-		return size, err
-	case Struct, Union, Class:
-		u, err := p.UserType(t.Name)
-		return u.Size, err
-	case Base:
-		b, err := p.BaseType(t.Name)
-		return b.Size, err
-	case Enum:
-		e, err := p.EnumType(t.Name)
-		return e.Size, err
-	case Bitfield:
-		if t.BitsType == nil {
-			return 0, errors.New("a bit field of nothing")
-		}
-		return p.sizeOf(*t.BitsType, depth+1)
-	}
-	return 0, fmt.Errorf("a %s has no size", t.Kind)
 }

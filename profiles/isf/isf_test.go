@@ -39,6 +39,7 @@ func builder() *Builder {
 		"deep":      {Struct, 4, map[string]Field{"inner": {2, i, false}}},
 	}
 	b.Enums = map[string]EnumType{"state": {"unsigned int", 4, map[string]int64{"RUNNING": 0, "DEAD": -1}}}
+	b.Vars["do_exit"] = Type{Kind: Pointer, Subtype: &Type{Kind: Struct, Name: "thread"}, Base: "int"}
 	b.Funcs = map[string]Func{"vfs_read": {[]Param{{"file", Type{Kind: Pointer, Subtype: &Type{Kind: Struct, Name: "file"}}}, {"", i}}, i}}
 	return b
 }
@@ -130,7 +131,7 @@ func same(t *testing.T, what string, got, want *Profile) {
 			t.Errorf("%s: %s is at %#x, not %#x", what, n, g, w)
 		}
 	}
-	for _, kind := range []string{keyBase, keyUser, keyEnum, keyFunc} {
+	for _, kind := range []string{keyBase, keyUser, keyEnum, keyFunc, keyVar} {
 		collect := func(p *Profile) map[string]any {
 			all := map[string]any{}
 			if err := p.each(kind, func(name string, j json.RawMessage) error {
@@ -228,22 +229,56 @@ func TestSchema(t *testing.T) {
 
 func TestWrongInputSaysWhere(t *testing.T) {
 	const meta = `"metadata":{"format":"6.2.0"}`
+	user := func(fields string) string {
+		return `{` + meta + `,"user_types":{"task_struct":{"kind":"struct","size":8,"fields":` + fields + `}}}`
+	}
+	pid := func(kind string) string { return user(`{"pid":{"offset":0,"type":` + kind + `}}`) }
 	for text, want := range map[string]string{
-		"":                                "no ISF",
+		"":                                "the document: unexpected EOF: get the file anew",
 		"[":                               "at byte 1",
-		"[]":                              "the document",
+		"[]":                              "the document: an array where an object belongs",
 		"{}":                              "metadata.format",
-		`{"metadata":{"format":3}}`:       "metadata.format: a number",
-		`{"metadata":{"format":"3.0.0"}}`: `"3.0.0"`,
-		`{` + meta + `,"user_types":{"a":{},"task_struct":{"size":"big"}}}`:           `user_types."task_struct".size: a string`,
-		`{` + meta + `,"user_types":{"t":{"fields":{"pid":{"offset":-1}}}}}`:          `user_types."t".fields`,
-		`{` + meta + `,"symbols":{"a\u001b[2J":{"address":"0x1"}}}`:                   `symbols."a\x1b[2J".address`,
-		`{` + meta + `,"enums":{"e":{"constants":{"A":1.5}}}}`:                        `enums."e".constants`,
-		`{` + meta + `,"base_types":7}`:                                               "base_types: a number",
-		`{` + meta + `,"symbols":{"linux_banner":{"address":1,"constant_data":"!"}}}`: "symbols.linux_banner.constant_data",
-		"\x1f\x8b\x08 no gzip":                           "unpack",
-		"\xfd7zXZ\x00 no xz":                             "unpack",
-		"hprobe profile 1\n\x00\x00\x00\x00\x00\x00\x00": "no hprobe profile",
+		`{"metadata":{"format":3}}`:       "metadata.format: a number where a string belongs",
+		`{"metadata":{"format":"3.0.0"}}`: `ISF 3.0.0 is not known`,
+		`{` + meta + `} {}`:               "the document: there is more behind its end",
+		`{` + meta + `,"base_types":7}`:   "base_types: a number where an object belongs",
+		`{` + meta + `,"base_types":{"int":{"kind":"integer"}}}`:                                  `base_types.int.kind: "integer" is no kind of base type (void, int, float, char, bool)`,
+		`{` + meta + `,"base_types":{"int":{"endian":"middle"}}}`:                                 `base_types.int.endian: "middle"`,
+		`{` + meta + `,"base_types":{"int":{"kind":"int","size":4,"signed":true}}}`:               `base_types.int: no "endian"`,
+		`{` + meta + `,"user_types":{"a":{"kind":"struct","size":1,"fields":{}},"b":{"size":""}}`: `user_types.b.size: a string where a number belongs`,
+		`{` + meta + `,"user_types":{"a b":{"size":-1}}}`:                                         `user_types."a b".size: -1 is no whole number from 0 to`,
+		`{` + meta + `,"user_types":{"a":{"length":4,"kind":"struct","fields":{}}}}`:              `user_types.a: no "size"`,
+		`{` + meta + `,"user_types":{"a":{"kind":"enum"}}}`:                                       `user_types.a.kind: "enum" is no kind of user type (struct, union, class)`,
+		user(`[]`):                     `user_types.task_struct.fields: an array`,
+		user(`{"pid":{}}`):             `user_types.task_struct.fields.pid: no "offset"`,
+		user(`{"pid":{"offset":0.5}}`): `user_types.task_struct.fields.pid.offset: 0.5 is no whole number`,
+		user(`{"a":{"offset":0,"type":{"kind":"function"}},"a":{}}`):                       `user_types.task_struct.fields.a: it is there twice`,
+		pid(`{"kind":"structt","name":"x"}`):                                               `user_types.task_struct.fields.pid.type.kind: "structt" is no kind of type (array, base, bitfield, class, enum, function, pointer, struct, union): get the file anew`,
+		pid(`{"name":"x"}`):                                                                `user_types.task_struct.fields.pid.type: no "kind"`,
+		pid(`{"kind":"struct"}`):                                                           `user_types.task_struct.fields.pid.type: no "name"`,
+		pid(`{"kind":"array","count":1}`):                                                  `user_types.task_struct.fields.pid.type: no "subtype"`,
+		pid(`{"kind":"pointer","subtype":{"kind":"array","subtype":{"kind":"base"}}}`):     `user_types.task_struct.fields.pid.type.subtype.subtype: no "name"`,
+		pid(`{"kind":"array","count":1e30}`):                                               `pid.type.count: 1e30`,
+		pid(`{"kind":"bitfield","bit_length":129}`):                                        `pid.type.bit_length: 129`,
+		pid(strings.Repeat(`{"kind":"pointer","subtype":`, 34) + `{`):                      `a type in more than 32 others`,
+		pid(strings.Repeat(`[`, 20_000)):                                                   `user_types.task_struct.fields.pid.type`,
+		`{` + meta + `,"symbols":{"a\u001b[2J":{"address":"0x1"}}}`:                        `symbols."a\x1b[2J".address: a string where a number belongs`,
+		`{` + meta + `,"symbols":{"a":{"address":18446744073709551616}}}`:                  `symbols.a.address: 18446744073709551616 is no whole number of 64 bits`,
+		`{` + meta + `,"symbols":{"a":{}}}`:                                                `symbols.a: no "address"`,
+		`{` + meta + `,"symbols":{"a":{"address":1},"b":{"address":2},"a":{"address":1}}}`: `symbols.a: it is there twice`,
+		`{` + meta + `,"enums":{"e":{"size":4,"base":"int","constants":{}},"e":{"size":4,"base":"","constants":{}}}}`: `enums.e: it is there twice`,
+		`{` + meta + `,"enums":{"e":{"constants":{"A":1.5}}}}`:                                                        `enums.e.constants.A: 1.5`,
+		`{` + meta + `,"enums":{"e":{"constants":{"A":1,"A":1}}}}`:                                                    `enums.e.constants.A: it is there twice`,
+		`{` + meta + `,"symbols":{"linux_banner":{"address":1,"constant_data":"!"}}}`:                                 "symbols.linux_banner.constant_data: illegal base64",
+		`{` + meta + `,"symbols":{"a":{"address":1}`:                                                                  "symbols",
+		`{"metadata":{"format":"6.2.0","producer":{"hprobe":{"functions":{"f":{"params":[{"name":"a"}]}}}}}}`:         `metadata.producer.hprobe.functions.f.params.0: no "type"`,
+		`{"x":"` + strings.Repeat("y", 4*maxValue) + `"}`:                                                             `a string of more than 1048576 bytes`,
+		`{"metadata":{"format":"` + strings.Repeat("7", 5000) + `"}}`:                                                 strings.Repeat("7", 100) + "… is not known",
+		"BZh9 no bzip2":        "unpack",
+		"\x1f\x8b\x08 no gzip": "unpack",
+		"\xfd7zXZ\x00 no xz":   "unpack",
+		"hprobe profile 2\n\x00\x00\x00\x00\x00\x00\x00":                               "the profile is cut off",
+		"hprobe profile 1\n\x00\x00\x00\x00\x00\x00\x00" + strings.Repeat("\x00", 100): "make it anew",
 	} {
 		path := filepath.Join(t.TempDir(), "x.json")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -352,6 +387,7 @@ func use(p *Profile) {
 		name := key[1:]
 		p.BaseType(name)
 		p.EnumType(name)
+		p.Var(name)
 		if f, err := p.Func(name); err == nil {
 			for _, a := range f.Params {
 				_ = a.Type.String()
@@ -372,7 +408,14 @@ func use(p *Profile) {
 
 func FuzzReadJSON(f *testing.F) {
 	f.Add([]byte(`{"metadata":{"format":"6.2.0"},"user_types":{"s":{"kind":"struct","size":8,"fields":{"a":{"offset":0,"type":{"kind":"struct","name":"s"},"anonymous":true}}}},"symbols":{"linux_banner":{"address":1,"constant_data":"TGk="}}}`))
-	f.Add([]byte(`{"metadata":{"format":"6.2.0","producer":{"hprobe":{"functions":{"f":{"params":[{"name":"a","type":{"kind":"array","count":2,"subtype":{"kind":"pointer"}}}]}}}}}}`))
+	for _, name := range []string{"dwarf2json.json", "pdbconv.json", "isf4.json"} {
+		b, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte(`{"metadata":{"format":"6.2.0","producer":{"hprobe":{"functions":{"f":{"params":[{"name":"a","type":{"kind":"array","count":2,"subtype":{"kind":"pointer","subtype":{"kind":"base","name":"x"}}}}]}}}}}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if bytes.HasPrefix(b, magic) {
 			return
@@ -382,14 +425,16 @@ func FuzzReadJSON(f *testing.F) {
 			return
 		}
 		use(p)
-		var out bytes.Buffer
+		var out, second bytes.Buffer
 		if err := p.WriteJSON(&out); err != nil {
 			t.Fatal(err)
 		}
-		if again, err := Read(out.Bytes()); err != nil {
+		again, err := Read(out.Bytes())
+		if err != nil {
 			t.Fatalf("%s: %v", out.Bytes(), err)
-		} else if again.Meta().Source != p.Meta().Source {
-			t.Errorf("%+v became %+v", p.Meta(), again.Meta())
+		}
+		if err := again.WriteJSON(&second); err != nil || !bytes.Equal(out.Bytes(), second.Bytes()) {
+			t.Fatalf("%s\nbecame\n%s\n%v", out.Bytes(), second.Bytes(), err)
 		}
 	})
 }
