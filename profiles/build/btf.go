@@ -29,6 +29,9 @@ func addBTF(m *memory, out *isf.Builder) (map[string]isf.Type, error) {
 		return nil, fmt.Errorf("BTF: %w", err)
 	}
 	c := converter{out: out, names: map[btf.Type]string{}, typedefs: map[string]isf.Type{}}
+	if err := c.nameByTypedefs(spec); err != nil {
+		return nil, fmt.Errorf("BTF: %w", err)
+	}
 	for t, err := range spec.All() {
 		if err != nil {
 			return nil, fmt.Errorf("BTF: %w", err)
@@ -76,10 +79,51 @@ func (c *converter) add(t btf.Type) {
 		if p, ok := btf.UnderlyingType(t.Type).(*btf.FuncProto); ok {
 			c.out.Funcs[t.Name] = c.proto(p)
 		}
+	case *btf.Var:
+		c.out.Vars[t.Name] = c.typeOf(t.Type, 0)
 	}
 }
 
-// name gives a type without a name one of its own, as dwarf2json does.
+// nameByTypedefs gives types that have a name only by a typedef (kernel_cap_t, atomic_t)
+// that one, as dwarf2json does, where no other type has it.
+func (c *converter) nameByTypedefs(spec *btf.Spec) error {
+	taken := map[string]bool{}
+	var typedefs []*btf.Typedef
+	for t, err := range spec.All() {
+		if err != nil {
+			return err
+		}
+		if unnamed(t) {
+			continue
+		}
+		switch t := t.(type) {
+		case *btf.Struct, *btf.Union, *btf.Enum:
+			taken[t.TypeName()] = true
+		case *btf.Typedef:
+			if unnamed(t.Type) {
+				typedefs = append(typedefs, t)
+			}
+		}
+	}
+	for _, t := range typedefs {
+		if !taken[t.Name] && c.names[t.Type] == "" {
+			taken[t.Name] = true
+			c.names[t.Type] = t.Name
+		}
+	}
+	return nil
+}
+
+// unnamed says whether a type that should have a name has none.
+func unnamed(t btf.Type) bool {
+	switch t.(type) {
+	case *btf.Struct, *btf.Union, *btf.Enum:
+		return t.TypeName() == ""
+	}
+	return false
+}
+
+// name gives a type without a name one of its own.
 func (c *converter) name(t btf.Type, name string) string {
 	if name != "" {
 		return name

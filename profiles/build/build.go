@@ -84,6 +84,7 @@ func (m *memory) profile(ctx context.Context, name string) (*isf.Profile, error)
 	if err != nil {
 		return nil, err
 	}
+	addVariables(out)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

@@ -75,6 +75,10 @@ func (p *Profile) object(out *bufio.Writer, kind string) error {
 // the profile of a dump.
 const bannerSymbol = "linux_banner"
 
+// noType is what dwarf2json says of a symbol without one. Volatility makes no object of
+// a symbol of which nothing is said, be it only to ask where it is.
+var noType = void.json()
+
 func (p *Profile) symbolsObject(out *bufio.Writer) error {
 	out.WriteByte('{')
 	var line []byte
@@ -90,12 +94,13 @@ func (p *Profile) symbolsObject(out *bufio.Writer) error {
 		}
 		line = append(appendString(line, s.Name), `:{"address":`...)
 		line = strconv.AppendUint(line, s.Addr, 10)
-		if j, ok := p.find(keyVar + s.Name); ok {
-			if !json.Valid(j) {
-				return fmt.Errorf("type of %s: the profile is damaged", s.Name)
-			}
-			line = append(append(line, `,"type":`...), j...)
+		of, ok := p.find(keyVar + s.Name)
+		if !ok {
+			of = noType
+		} else if !json.Valid(of) {
+			return fmt.Errorf("type of %s: the profile is damaged", s.Name)
 		}
+		line = append(append(line, `,"type":`...), of...)
 		if s.Name == bannerSymbol && p.meta.Banner != "" {
 			line = append(line, `,"constant_data":"`...)
 			line = append(base64.StdEncoding.AppendEncode(line, []byte(p.meta.Banner+"\n\x00")), '"')
