@@ -225,6 +225,19 @@ func TestSchema(t *testing.T) {
 			t.Errorf("%s is %s, not %s", field, got, want)
 		}
 	}
+	var symbols map[string]json.RawMessage
+	if err := json.Unmarshal(doc["symbols"], &symbols); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"vfs_read":     `{"address":8192,"type":{"kind":"base","name":"void"}}`, // Volatility wants one of each
+		"linux_banner": `{"address":20480,"type":{"kind":"base","name":"void"},"constant_data":"TGludXggdmVyc2lvbiA2LjEyIChhKSAjMQoA"}`,
+		"do_exit":      `{"address":4096,"type":{"kind":"pointer","subtype":{"kind":"struct","name":"thread"},"base":"int"}}`,
+	} {
+		if got := string(symbols[name]); got != want {
+			t.Errorf("%s is %s, not %s", name, got, want)
+		}
+	}
 }
 
 func TestWrongInputSaysWhere(t *testing.T) {
