@@ -79,7 +79,17 @@ func (t *BaseType) json() []byte { return plain(t) }
 
 func (t *EnumType) json() []byte { return plain(t) }
 
-func (f *Func) json() []byte { return plain(f) }
+func (f *Func) json() []byte {
+	b := []byte(`{"params":[`)
+	for i := range f.Params {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(append(b, `{"name":`...), f.Params[i].Name)
+		b = append(f.Params[i].Type.append(append(b, `,"type":`...)), '}')
+	}
+	return append(f.Return.append(append(b, `],"return":`...)), '}')
+}
 
 func (m *Meta) json() []byte { return plain(m) }
 
@@ -87,7 +97,7 @@ func (m *Meta) json() []byte { return plain(m) }
 func plain(v any) []byte {
 	j, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // of a Func, and what has only strings and numbers, there is none
+		panic(err) // of what has only strings and numbers there is none
 	}
 	return j
 }

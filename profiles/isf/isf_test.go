@@ -40,7 +40,7 @@ func builder() *Builder {
 	}
 	b.Enums = map[string]EnumType{"state": {"unsigned int", 4, map[string]int64{"RUNNING": 0, "DEAD": -1}}}
 	b.Vars["do_exit"] = Type{Kind: Pointer, Subtype: &Type{Kind: Struct, Name: "thread"}, Base: "int"}
-	b.Funcs = map[string]Func{"vfs_read": {[]Param{{"file", Type{Kind: Pointer, Subtype: &Type{Kind: Struct, Name: "file"}}}, {"", i}}, i}}
+	b.Funcs = map[string]Func{"vfs_read": {[]Param{{"file", Type{Kind: Pointer, Subtype: &Type{Kind: Struct, Name: "file"}}}, {"", i}}, i}, "do_exit": {nil, i}}
 	return b
 }
 
@@ -341,6 +341,18 @@ func TestDamagedCompactForm(t *testing.T) {
 			t.Fatalf("%d of %d bytes are a profile", n, len(good))
 		}
 	}
+	end := headerSize
+	for part := range numParts - 1 { // text may be longer than what is referred to
+		length := len(magic) + 8*part
+		end += int(le.Uint64(good[length:]))
+		for _, more := range []int{1, 4, 8} {
+			bad := slices.Insert(slices.Clone(good), end, make([]byte, more)...)
+			le.PutUint64(bad[length:], le.Uint64(bad[length:])+uint64(more))
+			if _, err := Read(bad); err == nil {
+				t.Errorf("part %d has %d bytes more: no error", part, more)
+			}
+		}
+	}
 	types := bytes.Index(good, []byte(`{"base":"unsigned int"`))
 	bad := slices.Clone(good)
 	bad[types] = '!'
@@ -429,6 +441,7 @@ func FuzzReadJSON(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte(`{"metadata":{"format":"6.2.0","producer":{"hprobe":{"functions":{"f":{"params":[{"name":"a","type":{"kind":"array","count":2,"subtype":{"kind":"pointer","subtype":{"kind":"base","name":"x"}}}}]}}}}}}`))
+	f.Add([]byte(`{"metadata":{"format":"6.2.0","producer":{"hprobe":{"functions":{"f":{},"g":{"params":null}}}}}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if bytes.HasPrefix(b, magic) {
 			return

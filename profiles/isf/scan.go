@@ -45,8 +45,11 @@ func (s *scanner) object(each func(name string) error) error {
 	return err
 }
 
-// array has each read each element.
+// array has each read each element. null is one without: so Go writes those it has none of.
 func (s *scanner) array(each func() error) error {
+	if s.json.PeekKind() == 'n' {
+		return s.json.SkipValue()
+	}
 	if err := s.begin('[', "an array"); err != nil {
 		return err
 	}
