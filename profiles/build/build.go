@@ -1,5 +1,5 @@
-// Package build makes profiles of kernels, from their images or from the memory of a
-// guest that runs one: symbols from kallsyms, types from BTF, both of which a
+// Package build makes profiles of kernels, from their images, from the memory of a
+// guest that runs one, or from a dump of that: symbols from kallsyms, types from BTF, both of which a
 // distribution's kernel carries in itself. No debug package and no System.map is needed.
 package build
 

@@ -99,12 +99,12 @@ func findKernel(ctx context.Context, dom Guest, vcpus int) (*memory, error) {
 			continue
 		}
 		for _, space := range kernelSpaces(&regs) {
-			pieces, err := w.pieces(space)
-			if err == nil {
-				err = isKernel(pieces, regs.LSTAR)
+			m, err := w.kernel(space, entryIs(regs.LSTAR))
+			if err == nil && m.at(regs.LSTAR, 1) == nil {
+				err = fmt.Errorf("the system call entry, %#x: %w", regs.LSTAR, xenevents.ErrNotMapped)
 			}
 			if err == nil {
-				return guestMemory(pieces, regs.LSTAR), nil
+				return m, nil
 			}
 			why = err
 		}
@@ -194,34 +194,38 @@ func (p *piece) rank(t *guestmem.Translation) {
 	}
 }
 
-func isKernel(pieces []*piece, entry uint64) error {
-	total, found := uint64(0), false
+// kernel is the kernel that a space maps, as far as its page tables show. fits says
+// whether the symbols that will be found in it, where they are, are its own.
+func (w *tableWalk) kernel(space xenevents.AddressSpace, fits func([]isf.Symbol) error) (*memory, error) {
+	pieces, err := w.pieces(space)
+	if err != nil {
+		return nil, err
+	}
+	total := uint64(0)
 	for _, p := range pieces {
 		total += p.size
-		found = found || entry >= p.addr && entry-p.addr < p.size
 	}
-	switch {
-	case !found:
-		return fmt.Errorf("the system call entry, %#x: %w", entry, xenevents.ErrNotMapped)
-	case total < minMapped:
-		return fmt.Errorf("only %d bytes are mapped where the kernel is", total)
+	if total < minMapped {
+		return nil, fmt.Errorf("only %d bytes are mapped where the kernel is", total)
 	}
-	return nil
-}
-
-// guestMemory is a kernel of these pieces, whose system call entry is known.
-func guestMemory(pieces []*piece, entry uint64) *memory {
 	slices.SortStableFunc(pieces, func(a, b *piece) int { return a.order - b.order })
-	return &memory{pieces: pieces, left: maxRead, located: func(m *memory, symbols []isf.Symbol) error { return m.locate(symbols, entry) }}
+	return &memory{pieces: pieces, left: maxRead, located: func(m *memory, symbols []isf.Symbol) error { return m.locate(symbols, fits) }}, nil
 }
 
-// syscallEntry is what LSTAR points to (arch/x86/kernel/cpu/common.c, syscall_init). Since
+// entryIs has symbols fit a kernel, where they were found, by what LSTAR points to (arch/x86/kernel/cpu/common.c, syscall_init). Since
 // Linux 4.20 it is in the kernel itself.
-const syscallEntry = "entry_SYSCALL_64"
+func entryIs(lstar uint64) func([]isf.Symbol) error {
+	return func(symbols []isf.Symbol) error {
+		if !slices.Contains(symbols, isf.Symbol{Name: "entry_SYSCALL_64", Addr: lstar}) {
+			return fmt.Errorf("kallsyms: the system call entry is at %#x, and by the table it is not: the table is of another kernel", lstar)
+		}
+		return nil
+	}
+}
 
-// locate finds the slide by where _text is, takes it off the symbols, and finds by
-// these what an image has sections for.
-func (m *memory) locate(symbols []isf.Symbol, entry uint64) error {
+// locate finds the slide by where _text is, takes it off the symbols, if they fit, and
+// finds by these what an image has sections for.
+func (m *memory) locate(symbols []isf.Symbol, fits func([]isf.Symbol) error) error {
 	text, ok := addressOf(symbols, "_text")
 	if !ok {
 		return errors.New("kallsyms: no _text in it")
@@ -229,8 +233,8 @@ func (m *memory) locate(symbols []isf.Symbol, entry uint64) error {
 	if m.slide = text - linkedText; m.slide%slideStep != 0 || m.slide >= kernelEnd-linkedText {
 		return fmt.Errorf("_text is at %#x, which is no place that KASLR moves one from %#x to", text, uint64(linkedText))
 	}
-	if !slices.ContainsFunc(symbols, func(s isf.Symbol) bool { return s.Addr == entry && s.Name == syscallEntry }) {
-		return fmt.Errorf("kallsyms: the system call entry is at %#x, and by the table it is not: the table is of another kernel", entry)
+	if err := fits(symbols); err != nil {
+		return err
 	}
 	for i := range symbols {
 		// What is lower is a number, or an offset in the per-CPU memory of kernels

@@ -46,7 +46,7 @@ func (g *fakeGuest) ReadGPA(p []byte, at xenevents.GPA) (int, error) {
 }
 
 func (g *fakeGuest) WriteGPA([]byte, xenevents.GPA) (int, error) { panic("the guest is only read") }
-func (g *fakeGuest) MaxGFN() (xenevents.GFN, error)              { return xenevents.GFN(len(g.mem) >> 12), nil }
+func (g *fakeGuest) MaxGFN() (xenevents.GFN, error)              { return xenevents.GFN(len(g.mem)-1) >> 12, nil }
 func (g *fakeGuest) Pause() error                                { g.paused++; g.pauses++; return nil }
 func (g *fakeGuest) Unpause() error                              { g.paused--; return nil }
 
@@ -134,7 +134,10 @@ func guestSections(t testing.TB, l layout, slide uint64) []section {
 	types := kernelTypes(t)
 	named := []isf.Symbol{{Name: "_text", Addr: linkedText}, {Name: "entry_SYSCALL_64", Addr: fakeEntry}}
 	last := []isf.Symbol{{Name: "__start_notes", Addr: 0xffffffff83000000}, {Name: "__stop_notes", Addr: 0xffffffff83000000 + 40},
-		{Name: "__start_BTF", Addr: 0xffffffff84000000}, {Name: "__stop_BTF", Addr: 0xffffffff84000000 + uint64(len(types))}}
+		{Name: "__start_BTF", Addr: 0xffffffff84000000}, {Name: "__stop_BTF", Addr: 0xffffffff84000000 + uint64(len(types))},
+		{Name: "phys_base", Addr: dataAddr + 16}}
+	data := make([]byte, 4096)
+	le.PutUint64(data[16:], fakePhysBase(slide))
 	all = append(append(all, named...), last...)
 	slices.SortStableFunc(all, func(a, b isf.Symbol) int { return int(int64(a.Addr>>1) - int64(b.Addr>>1)) })
 	rodata := append([]byte(testBanner+"\n\x00"), make([]byte, 64)...)
@@ -145,9 +148,14 @@ func guestSections(t testing.TB, l layout, slide uint64) []section {
 		{".rodata", uint32(elf.SHT_PROGBITS), uint32(elf.SHF_ALLOC), rodataAddr, rodata},
 		{".notes", uint32(elf.SHT_NOTE), uint32(elf.SHF_ALLOC), 0xffffffff83000000, note},
 		{".BTF", uint32(elf.SHT_PROGBITS), uint32(elf.SHF_ALLOC), 0xffffffff84000000, types},
-		{".data", uint32(elf.SHT_PROGBITS), uint32(elf.SHF_ALLOC | elf.SHF_WRITE), 0xffffffff84400000, make([]byte, 4096)},
+		{".data", uint32(elf.SHT_PROGBITS), uint32(elf.SHF_ALLOC | elf.SHF_WRITE), dataAddr, data},
 	}
 }
+
+const dataAddr = 0xffffffff84400000
+
+// fakePhysBase is what a kernel at a slide has in phys_base, where it is at fakeBase.
+func fakePhysBase(slide uint64) uint64 { return fakeBase - (linkedText + slide - kernelText) }
 
 // slidTable is a table as KASLR leaves it: it moves relative_base, the one pointer there.
 func slidTable(l layout, addr uint64, all []isf.Symbol, slide uint64) []byte {
@@ -225,7 +233,7 @@ func TestFromGuestFindsTheKernel(t *testing.T) {
 	early := newFakeGuest(slide, sections...).runs(fakeEntry + slide)
 
 	ballooned := kernel() // a page of its data
-	ballooned.absent = xenevents.GPA(fakeBase + 0xffffffff84400000 - linkedText).GFN()
+	ballooned.absent = xenevents.GPA(fakeBase + dataAddr - linkedText).GFN()
 
 	for name, g := range map[string]*fakeGuest{"KPTI": kpti, "the third vCPU": late, "early": early, "a page less": ballooned} {
 		if p, err := FromGuest(context.Background(), g, 4, "x"); err != nil || p.Meta().BuildID != "abcdef" {
@@ -271,7 +279,7 @@ func TestFromGuestSaysWhatIsWrong(t *testing.T) {
 		"another system":    {vcpu(func(r *xenevents.Registers) { r.LSTAR = 0xfffff80000001000 }), "where no x86-64 Linux is"},
 		"no entry code":     {vcpu(func(r *xenevents.Registers) { r.LSTAR = kernelEnd - 8 }), "not mapped"},
 		"another entry":     {vcpu(func(r *xenevents.Registers) { r.LSTAR += 16 }), "of another kernel"},
-		"no root":           {vcpu(func(r *xenevents.Registers) { r.CR3 = 1 << 40 }), "not mapped"},
+		"no root":           {vcpu(func(r *xenevents.Registers) { r.CR3 = 1 << 40 }), "only 0 bytes"},
 		"no paging":         {vcpu(func(r *xenevents.Registers) { r.CR0 = 1 }), "more entries"},
 		"small":             {guest(func(all []section) []section { all[0].data = all[0].data[:4096]; return all }), "only "},
 		"another slide":     {newFakeGuest(slide, guestSections(t, l, slide+4096)...).runs(fakeEntry + slide), "KASLR"},
@@ -306,7 +314,7 @@ func TestFromGuestSaysWhatIsWrong(t *testing.T) {
 }
 
 // TestFromGuestKernels: kernels of distributions, in memory as their own boot code puts
-// them there at a slide, give the profiles that their images do.
+// them there at a slide, give the profiles that their images do, and so do dumps of it.
 func TestFromGuestKernels(t *testing.T) {
 	ctx := context.Background()
 	for _, linux := range []string{"7.2", "5.10"} { // test/xen has those between, too
@@ -332,15 +340,26 @@ func TestFromGuestKernels(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := FromGuest(ctx, g.runs(entry+slide), 1, "x")
+		base, err := want.Address("phys_base")
 		if err != nil {
-			t.Errorf("%s: %v", linux, err)
-			continue
+			t.Fatal(err)
 		}
-		if got.Meta().BuildID != want.Meta().BuildID || len(got.Meta().BuildID) != 40 || !bytes.Equal(all(t, got), all(t, want)) {
-			t.Errorf("%s: the profile is another than the image's: %+v, %+v", linux, got.Meta(), want.Meta())
+		le.PutUint64(g.mem[fakeBase+base-linkedText:], fakePhysBase(slide))
+		for name, capture := range map[string]func() (*isf.Profile, error){
+			"guest": func() (*isf.Profile, error) { return FromGuest(ctx, g.runs(entry+slide), 1, "x") },
+			"dump":  func() (*isf.Profile, error) { return FromDump(ctx, g, "x") },
+		} {
+			g.reads = 0
+			got, err := capture()
+			if err != nil {
+				t.Errorf("%s of %s: %v", name, linux, err)
+				continue
+			}
+			if got.Meta().BuildID != want.Meta().BuildID || len(got.Meta().BuildID) != 40 || !bytes.Equal(all(t, got), all(t, want)) {
+				t.Errorf("%s of %s: the profile is another than the image's: %+v, %+v", name, linux, got.Meta(), want.Meta())
+			}
+			t.Logf("%s of %s: %d symbols; %d bytes were read", name, linux, got.NumSymbols(), g.reads)
 		}
-		t.Logf("%s: %d symbols; %d bytes were read", linux, got.NumSymbols(), g.reads)
 	}
 }
 
