@@ -61,8 +61,21 @@ type Dump interface {
 	io.Closer
 }
 
-// OpenDump opens a raw dump of a guest's memory, by LibVMI.
-func OpenDump(path string) (Dump, error) { return openDump(path) }
+// OpenDump opens a raw dump of a guest's memory by the driver of a name: LibVMI's, as the
+// native one can't.
+func OpenDump(name, path string) (Dump, error) {
+	switch name {
+	case LibVMI, Auto, "":
+		return openDump(path)
+	case Native:
+		return nil, &xenevents.UnsupportedError{Feature: "a memory dump with the native driver", Need: "--driver libvmi"}
+	}
+	return nil, errNoDriver(name)
+}
+
+func errNoDriver(name string) error {
+	return fmt.Errorf("%w %q: it is %s, %s or %s", ErrName, name, Auto, LibVMI, Native)
+}
 
 // Options are the native driver's; LibVMI's heeds Poll.
 type Options = native.Options
@@ -82,7 +95,7 @@ func Open(ctx context.Context, name string, o Options) (h Host, why string, err 
 		}
 		why = "LibVMI's can't be had: " + err.Error()
 	default:
-		return nil, "", fmt.Errorf("%w %q: it is %s, %s or %s", ErrName, name, Auto, LibVMI, Native)
+		return nil, "", errNoDriver(name)
 	}
 	n, err := native.Open(ctx, o)
 	if err != nil {

@@ -348,6 +348,10 @@ func TestExitStatusAndMessage(t *testing.T) {
 		"probe add -d \x1b --at x --socket " + socket:                {3, `domain \x1b: no such domain`},
 		"stopgap add x -d guest --errno EBAD --socket " + socket:     {2, "no errno"},
 		"stopgap add x -d g --errno EUNSUPPORTED --socket " + socket: {4, "no altp2m"},
+		"profile capture g --dump x":                                 {2, "no arguments"},
+		"profile capture --dump x --driver y":                        {2, `no driver is called "y"`},
+		"profile capture --dump x --driver native":                   {4, "--driver libvmi"},
+		"domain ls --dump x --driver native":                         {4, "--driver libvmi"},
 		"stopgap add x -d g --errno EFAILED --socket " + socket:      {1, `near it: e\x1b[2J\u009b2J\u202e`},
 	} {
 		code, out, errs := run(strings.Split(args, " ")...)

@@ -73,7 +73,7 @@ func domainLineOf(d *xenevents.DomainInfo) domainLine {
 
 // listDump shows a memory dump as a domain: what is known of it.
 func (a *app) listDump(path string) error {
-	d, err := drivers.OpenDump(path)
+	d, err := drivers.OpenDump(a.driver, path)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -72,6 +73,19 @@ func (a *app) captureProfile(ctx context.Context, name string) (p *isf.Profile, 
 	return p, err
 }
 
+// captureDump makes the profile of the kernel in a memory dump.
+func (a *app) captureDump(ctx context.Context, path string) (*isf.Profile, error) {
+	d, err := drivers.OpenDump(a.driver, path)
+	if err != nil {
+		return nil, err
+	}
+	p, err := build.FromDump(ctx, d, "memory dump "+filepath.Base(path))
+	if err = errors.Join(err, d.Close()); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return p, nil
+}
+
 func (a *app) profile() *cobra.Command {
 	to := profileTarget{dir: store.DefaultFolder}
 	mk := &cobra.Command{
@@ -84,8 +98,15 @@ one called .json or .json.xz is an ISF file, the form that Volatility 3 has.`,
 			return a.makeProfile(&to, func() (*isf.Profile, error) { return build.FromFile(cmd.Context(), args[0]) })
 		},
 	}
+	var dump string
 	capture := &cobra.Command{
-		Use: "capture DOMAIN", Short: "Make the profile of a guest's kernel from the running guest", Args: exactly("DOMAIN"),
+		Use: "capture {DOMAIN | --dump FILE}", Short: "Make the profile of a guest's kernel from the running guest, or from a memory dump",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if dump != "" {
+				return exactly()(cmd, args)
+			}
+			return exactly("DOMAIN (or --dump FILE)")(cmd, args)
+		},
 		Long: `capture makes the profile that build makes of a kernel's image from the memory of a
 guest that runs the kernel, where that is at hand and the image is not. It needs no
 file of the guest's, and takes KASLR's slide off. It runs in dom0, and needs neither
@@ -93,15 +114,26 @@ hprobed nor altp2m. The guest runs meanwhile, but for some milliseconds in which
 page tables are read. It takes the guest's word for everything: a profile of a guest
 that may have been broken into is better made from the distribution's image.
 
+With --dump it does so from a raw dump of a guest's memory: all of it, from address 0
+on, without headers and with nothing left out. It opens that by LibVMI, read only, and
+runs anywhere. A dump has no registers, so the kernel is searched for; where a dump
+has two, of before and after kexec, it may be the older one.
+
 The kernel must be linked to run at 16 MiB (CONFIG_PHYSICAL_START=0x1000000), as
 those of distributions are, and have BTF and kallsyms. The profile goes to where
 build puts it.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.makeProfile(&to, func() (*isf.Profile, error) { return a.captureProfile(cmd.Context(), args[0]) })
+			return a.makeProfile(&to, func() (*isf.Profile, error) {
+				if dump != "" {
+					return a.captureDump(cmd.Context(), dump)
+				}
+				return a.captureProfile(cmd.Context(), args[0])
+			})
 		},
 	}
 	to.flag(mk)
 	to.flag(capture)
+	capture.Flags().StringVar(&dump, "dump", "", "take this `FILE`, a raw dump of a guest's memory, in place of a guest (needs LibVMI)")
 	a.driverFlag(capture)
 	ls := &cobra.Command{Use: "ls", Short: "List the profiles in hprobed's folder", Args: exactly(), RunE: func(*cobra.Command, []string) error {
 		files, err := store.Open(to.dir).Files()
