@@ -1,8 +1,10 @@
 package xen
 
 import (
+	"context"
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/hprobe/hprobe/test/lab"
 )
@@ -14,6 +16,10 @@ const (
 	pauseTicks   = 30_000_000
 )
 
+// captureLimit is of real time. A dump of all memory takes as long as the capture, and a
+// busy machine may give the emulator little time.
+const captureLimit = 15 * time.Minute
+
 // TestCapture: the profile that hprobe profile capture makes of a running guest's kernel is
 // the one that profile build makes of its image, symbol for symbol and type for type. None
 // of it is in what a kernel frees or changes once it has started.
@@ -23,25 +29,64 @@ func TestCapture(t *testing.T) {
 		t.Run(cfg.String(), func(t *testing.T) {
 			t.Parallel()
 			h := lab.Copy(t, cfg, binary(t, "cmd/hprobe"), binary(t, "test/xen/captured"), profile(t, cfg.Guest))
-			out := h.MustRun(t, "captured guest /tmp/captured.hprofile /payload/profiles/guest.hprofile")
-			var r struct {
-				Ticks, CPUTicks, Paused uint64
-				Memory                  int64
-				Pauses, Symbols         int
-				Differs, Source         string
-			}
-			if err := json.Unmarshal([]byte(out), &r); err != nil {
-				t.Fatalf("%q: %v", out, err)
-			}
-			if r.Differs != "" || r.Symbols < 50_000 {
-				t.Errorf("the profile is not the image's: %s (%d symbols)", r.Differs, r.Symbols)
-			}
-			t.Logf("%d symbols of the %s: %d ticks, of which %d in hprobe; the guest was paused for %d; %d KiB of memory", r.Symbols, r.Source, r.Ticks, r.CPUTicks, r.Paused, r.Memory)
-			if r.CPUTicks > captureTicks || r.Paused > pauseTicks || r.Pauses != 1 {
-				t.Errorf("%s: it may take %d ticks, with one pause of %d", out, uint64(captureTicks), pauseTicks)
+			r := capture(t, h, "")
+			t.Logf("the guest was paused for %d ticks", r.Paused)
+			if r.Paused > pauseTicks || r.Pauses != 1 {
+				t.Errorf("%d pauses of %d ticks in all: it may be one of %d", r.Pauses, r.Paused, pauseTicks)
 			}
 			says(t, h, 3, "hprobe profile capture nosuch", "nosuch")
 			alive(t, h)
 		})
 	}
+}
+
+// TestCaptureDump: the same profile comes of a dump of the guest's memory, in which the
+// kernel has to be searched for, at whatever place KASLR has put it.
+func TestCaptureDump(t *testing.T) {
+	t.Parallel()
+	for _, cfg := range first(2, hosts()...) {
+		t.Run(cfg.String(), func(t *testing.T) {
+			t.Parallel()
+			hprobe := lab.File{Name: "hprobe", Source: lab.GoBinaryLibVMI(t, module+"cmd/hprobe")}
+			h := lab.Copy(t, cfg, hprobe, binary(t, "test/xen/captured"), profile(t, cfg.Guest))
+			capture(t, h, "-dump /tmp/dump ")
+			says(t, h, 4, "hprobe profile capture --driver native --dump /tmp/dump --to /tmp/x.hprofile", "--driver libvmi")
+			// What is not all there (of the dump only its first MiB is left), or not memory.
+			says(t, h, 0, "hprobe domain ls --dump /tmp/dump", "1 MiB", "read-only")
+			says(t, h, 1, "hprobe profile capture --dump /tmp/dump --to /tmp/x.hprofile", "/tmp/dump", "no kernel found", "nothing left out")
+			says(t, h, 1, "hprobe profile capture --dump /payload/hprobe --to /tmp/x.hprofile", "an ELF file")
+			alive(t, h)
+		})
+	}
+}
+
+// captured is what test/xen/captured prints.
+type captured struct {
+	Ticks, CPUTicks, Paused uint64
+	Memory                  int64
+	Pauses, Symbols         int
+	Differs, Source         string
+}
+
+// capture has hprobe capture the guest's kernel, and checks that the profile is the image's
+// and what it took.
+func capture(t *testing.T, h *lab.Host, flags string) (r captured) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), captureLimit)
+	defer cancel()
+	res, err := h.Run(ctx, "captured "+flags+"guest /tmp/captured.hprofile /payload/profiles/guest.hprofile")
+	if err == nil {
+		err = json.Unmarshal([]byte(res.Output), &r)
+	}
+	if err != nil {
+		t.Fatalf("%q: %v", res.Output, err)
+	}
+	if r.Differs != "" || r.Symbols < 50_000 {
+		t.Errorf("the profile is not the image's: %s (%d symbols)", r.Differs, r.Symbols)
+	}
+	t.Logf("%d symbols of the %s: %d ticks, of which %d in hprobe; %d KiB of memory", r.Symbols, r.Source, r.Ticks, r.CPUTicks, r.Memory)
+	if r.CPUTicks > captureTicks {
+		t.Errorf("%s: it may take %d ticks", res.Output, uint64(captureTicks))
+	}
+	return r
 }

@@ -1,6 +1,7 @@
 // Command captured runs hprobe profile capture in dom0 of the lab, and prints as JSON
 // what it took, for how long the guest stood still, and whether the profile is the one
-// that was made of the kernel's image.
+// that was made of the kernel's image. With -dump it has hprobe do so from a dump of the
+// guest's memory, which it writes before and cuts off after.
 package main
 
 import (
@@ -8,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,12 +39,14 @@ type Report struct {
 }
 
 func main() {
-	if len(os.Args) != 4 {
-		fmt.Println("usage: captured DOMAIN TO IMAGE'S-PROFILE")
+	file := flag.String("dump", "", "a file to dump the guest's memory to")
+	flag.Parse()
+	if flag.NArg() != 3 {
+		fmt.Println("usage: captured [-dump FILE] DOMAIN TO IMAGE'S-PROFILE")
 		os.Exit(2)
 	}
 	var r Report
-	err := r.run(context.Background(), os.Args[1], os.Args[2], os.Args[3])
+	err := r.run(context.Background(), *file, flag.Arg(0), flag.Arg(1), flag.Arg(2))
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(&r)
 	}
@@ -52,8 +56,8 @@ func main() {
 	}
 }
 
-func (r *Report) run(ctx context.Context, domain, to, image string) error {
-	if err := r.capture(ctx, domain, to); err != nil {
+func (r *Report) run(ctx context.Context, file, domain, to, image string) error {
+	if err := r.capture(ctx, file, domain, to); err != nil {
 		return err
 	}
 	got, err := isf.ReadFile(to)
@@ -70,7 +74,7 @@ func (r *Report) run(ctx context.Context, domain, to, image string) error {
 }
 
 // capture runs hprobe, and asks how long the pause is.
-func (r *Report) capture(ctx context.Context, domain, to string) (err error) {
+func (r *Report) capture(ctx context.Context, file, domain, to string) (err error) {
 	host, err := monitor.Driver(ctx, drivers.Options{})
 	if err != nil {
 		return err
@@ -87,23 +91,38 @@ func (r *Report) capture(ctx context.Context, domain, to string) (err error) {
 	dom := opened.(drivers.Domain)
 	defer func() { err = errors.Join(err, dom.Close()) }()
 
-	stopped, stop := context.WithCancel(ctx)
-	defer stop()
-	// It reads no further than to the pause's end.
-	if _, err := build.FromGuest(stopped, &clock{Domain: dom, report: r, stop: stop}, int(info.MaxVCPU)+1, "x"); !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("a capture that was stopped: %w", err)
+	from := []string{domain}
+	if file != "" {
+		if err := dump(ctx, dom, info.Pages, file); err != nil {
+			return err
+		}
+		from = []string{"--dump", file}
+	} else if err := r.pause(ctx, dom, int(info.MaxVCPU)+1); err != nil {
+		return err
 	}
-
-	cmd := exec.CommandContext(ctx, "hprobe", "profile", "capture", "--to", to, domain)
+	cmd := exec.CommandContext(ctx, "hprobe", append([]string{"profile", "capture", "--to", to}, from...)...)
 	start := dom.Ticks()
 	out, err := cmd.CombinedOutput()
 	r.Ticks, r.Output = dom.Ticks()-start, string(out)
+	if err == nil && file != "" {
+		err = os.Truncate(file, cutDump)
+	}
 	if err != nil {
 		return err
 	}
 	cpu := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	r.CPUTicks = uint64(float64(dom.TicksPerSecond()) * float64(cpu) / float64(time.Second))
 	r.Memory = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
+	return nil
+}
+
+// pause is a capture that goes no further than to the pause's end.
+func (r *Report) pause(ctx context.Context, dom drivers.Domain, vcpus int) error {
+	stopped, stop := context.WithCancel(ctx)
+	defer stop()
+	if _, err := build.FromGuest(stopped, &clock{Domain: dom, report: r, stop: stop}, vcpus, "x"); !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("a capture that was stopped: %w", err)
+	}
 	return nil
 }
 
