@@ -52,6 +52,15 @@ type Kernel struct {
 
 	orcOnce sync.Once
 	orc     orcLayout
+
+	statusOnce, nameOnce, regionOnce, fdOnce, loadedOnce, logOnce sync.Once
+
+	status statusLayout
+	name   nameLayout
+	region regionLayout
+	fd     fdLayout
+	loaded loadedLayout
+	log    logLayout
 }
 
 // Domain is what is read of a guest.

@@ -30,6 +30,8 @@ type Mapping struct {
 	Offset     uint64        // in the file, of Start, in bytes
 	Exec       bool
 	File       File // 0: it is no file's
+
+	at, flags uint64 // of its struct, and what that has of its rights
 }
 
 // At is where a place of the file is in this mapping, if it is.
@@ -154,7 +156,7 @@ func (k *Kernel) Mapping(vma uint64) (m Mapping, err error) {
 	}
 	get := func(at uint64) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
 	m = Mapping{Memory: Memory(get(l.owns)), Start: xenevents.GVA(get(l.start)), End: xenevents.GVA(get(l.end)), Offset: get(l.pgoff) << xenevents.PageShift,
-		Exec: get(l.flags)&vmExec != 0, File: File(get(l.file))}
+		Exec: get(l.flags)&vmExec != 0, File: File(get(l.file)), at: vma, flags: get(l.flags)}
 	if m.Start >= m.End || m.End >= 1<<63 {
 		return m, fmt.Errorf("%w: one from %v to %v", errMappings, m.Start, m.End)
 	}

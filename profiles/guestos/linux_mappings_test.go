@@ -76,8 +76,13 @@ type mappedGuest struct {
 
 func newMapped(t testing.TB, tree bool) *mappedGuest {
 	t.Helper()
+	return newMappedOf(t, mappingTypes(tree))
+}
+
+func newMappedOf(t testing.TB, types func(*isf.Builder)) *mappedGuest {
+	t.Helper()
 	m := &mappedGuest{guest: newGuest(t, banner+"\n\x00")}
-	m.k = m.find(t, testProfile(t, mappingTypes(tree)))
+	m.k = m.find(t, testProfile(t, types))
 	for i := range m.pages {
 		m.pages[i] = make([]byte, 4096)
 		m.gfns[i] = m.space.Page(mmAt + xenevents.GVA(i)*4096)
@@ -152,7 +157,8 @@ func TestMappings(t *testing.T) {
 		i := 0
 		err := m.k.Mappings(mmAt, func(one *Mapping) error {
 			i++
-			want := Mapping{Memory: mmAt, Start: xenevents.GVA(i << 20), End: xenevents.GVA(i<<20 + i<<12), Offset: uint64(i) << 12, Exec: i%2 == 1, File: filesAt}
+			want := Mapping{Memory: mmAt, Start: xenevents.GVA(i << 20), End: xenevents.GVA(i<<20 + i<<12), Offset: uint64(i) << 12, Exec: i%2 == 1, File: filesAt,
+				at: vmasAt + vmaSize*uint64(i), flags: uint64(i%2) << 2}
 			if *one != want {
 				t.Errorf("tree %v: %+v, want %+v", tree, *one, want)
 			}
