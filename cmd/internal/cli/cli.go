@@ -19,7 +19,9 @@ import (
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/cmd/internal/labcli"
 	"github.com/hprobe/hprobe/cmd/internal/version"
+	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/image"
+	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/drivers"
 )
@@ -32,11 +34,12 @@ const (
 	exitNotFound    = 3 // no such domain, symbol, probe
 	exitUnsupported = 4 // this host, guest or CPU can't
 	exitNoDaemon    = 5 // or no more
+	exitPartial     = 6 // what was printed is not all
 )
 
 const exitHelp = `Exit status: 0 done, 1 failed, 2 wrong usage, 3 no such domain, symbol or probe,
 4 this host or guest can't do that (see hprobe doctor), 5 no hprobed answers,
-or it ended in the middle.
+or it ended in the middle, 6 the answer is partial, and says so.
 hprobe lab exec and hprobe lab guest end with the status of the command they ran.`
 
 // app is what all commands share.
@@ -83,6 +86,7 @@ func message(err error) string {
 
 func exitStatus(err error) int {
 	var lab *labcli.ExitError
+	var partial *guestos.PartialError
 	switch {
 	case errors.As(err, &lab):
 		return lab.Status
@@ -90,9 +94,11 @@ func exitStatus(err error) int {
 		return exitUsage
 	case errors.Is(err, control.ErrNoDaemon):
 		return exitNoDaemon
-	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, image.ErrNoSymbol), status.Code(err) == codes.NotFound:
+	case errors.As(err, &partial):
+		return exitPartial
+	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, image.ErrNoSymbol), errors.Is(err, guestos.ErrAbsent), status.Code(err) == codes.NotFound:
 		return exitNotFound
-	case errors.Is(err, errors.ErrUnsupported), status.Code(err) == codes.FailedPrecondition:
+	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, isf.ErrNotFound), status.Code(err) == codes.FailedPrecondition:
 		return exitUnsupported
 	}
 	return exitFailed
@@ -131,7 +137,8 @@ memory; it can measure that a probed function takes longer.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(), labcli.Command(a.ifJSON))
+	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(),
+		a.ps(), a.modules(), a.maps(), a.files(), a.dmesg(), labcli.Command(a.ifJSON))
 	explainUnknown(root)
 	usageErrors(root)
 	return root
