@@ -217,7 +217,9 @@ static void load(void) {
         _exit(4);
       }
       made(some[n]);
-      dprintf(log, "props %u %.*s\n", 4 * i + n, 10 + (int) (i * 7 + n) % 300, dots);
+      char text[400];
+      int length = snprintf(text, sizeof text, "props %u %.*s\n", 4 * i + n, 10 + (int) (i * 7 + n) % 300, dots);
+      MUST(write(log, text, length) == length);
     }
     for (int n = 0; n < 4; n++) MUST(waitpid(some[n], NULL, 0) == some[n]);
     usleep(2000);
