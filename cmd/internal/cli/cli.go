@@ -116,6 +116,7 @@ memory; it can measure that a probed function takes longer.
   hprobe profile build vmlinuz-6.12          symbols of the guest's kernel
   hprobe probe add --domain guest --at do_exit
   hprobe trace                               every hit, live
+  hprobe ps guest                            what runs in it; maps, files, modules, dmesg
   hprobe stopgap add vmsplice --domain guest --fix
 
 ` + exitHelp,
