@@ -41,10 +41,10 @@ func (r Rights) String() string {
 type regionLayout struct {
 	err error
 
-	ops, private                uint64 // of a vm_area_struct
-	special                     uint64 // the operations of memory that the kernel maps for a program
-	specialName                 uint64
-	startBrk, brk, stack, tasks uint64
+	ops, private         uint64 // of a vm_area_struct
+	special              uint64 // the operations of memory that the kernel maps for a program
+	specialName          uint64
+	startBrk, brk, stack uint64
 }
 
 func (k *Kernel) regions() (*regionLayout, error) {
@@ -53,13 +53,16 @@ func (k *Kernel) regions() (*regionLayout, error) {
 }
 
 func (k *Kernel) findRegionLayout(l *regionLayout) error {
+	if _, err := k.mappings(); err != nil {
+		return err
+	}
 	special, err := k.Address("special_mapping_vmops")
 	if err != nil {
 		return err
 	}
 	l.special = uint64(special)
 	return k.locate(want(&l.ops, "vm_area_struct", "vm_ops"), want(&l.private, "vm_area_struct", "vm_private_data"), want(&l.specialName, "vm_special_mapping", "name"),
-		want(&l.startBrk, "mm_struct", "start_brk"), want(&l.brk, "mm_struct", "brk"), want(&l.stack, "mm_struct", "start_stack"), want(&l.tasks, "task_struct", "mm"))
+		want(&l.startBrk, "mm_struct", "start_brk"), want(&l.brk, "mm_struct", "brk"), want(&l.stack, "mm_struct", "start_stack"))
 }
 
 // maxNames bounds how many bytes the names in one answer have.
@@ -88,7 +91,7 @@ func (k *Kernel) Regions(ctx context.Context, pid uint32) ([]Region, error) {
 
 // readRegions reads all once: it fails where anything of it can't be read.
 func (k *Kernel) readRegions(ctx context.Context, l *regionLayout, p *Status) (all []Region, err error) {
-	mm, err := k.read64(p.task + l.tasks)
+	mm, err := k.read64(p.task + k.mapping.tasksMM)
 	if err != nil || mm == 0 {
 		return nil, err
 	}
