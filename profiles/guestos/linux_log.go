@@ -163,7 +163,8 @@ func (k *Kernel) readLog(ctx context.Context, l *logLayout, r *reasons, keep fun
 		r.add("the log says of itself that it has %d records in %d places", n+1, 1<<ring.countBits)
 		tail = head - 1<<ring.countBits + 1
 	}
-	bad := 0
+	var bad error
+	wrong := 0
 	for id := tail & mask; ; id = (id + 1) & mask {
 		if stop, err := r.ended(ctx, "the log"); stop || err != nil {
 			return err
@@ -173,14 +174,14 @@ func (k *Kernel) readLog(ctx context.Context, l *logLayout, r *reasons, keep fun
 		case err == nil && one != nil && !keep(one):
 			return nil
 		case err != nil:
-			bad++
+			wrong, bad = wrong+1, err
 		}
 		if id == head&mask {
 			break
 		}
 	}
-	if bad > 0 {
-		r.add("%d records of the log make no sense", bad)
+	if wrong > 0 {
+		r.add("%d records of the log make no sense: %v", wrong, bad)
 	}
 	return nil
 }
@@ -216,8 +217,6 @@ func (k *Kernel) logRing(l *logLayout) (ring *logRing, head, tail uint64, err er
 	}
 	return ring, head, tail, nil
 }
-
-var errLogRecord = errors.New("a record of the log makes no sense")
 
 // record reads one; nil where it is not there: not finished, or overwritten already.
 func (g *logRing) record(id uint64) (*LogRecord, error) {
@@ -257,11 +256,13 @@ func (g *logRing) content(id, desc, info uint64) (*LogRecord, error) {
 	}
 	at, room, ok := g.block(begin, next)
 	if !ok || room < g.l.blockText {
-		return nil, errLogRecord
+		return nil, fmt.Errorf("record %d is from %#x to %#x", one.Seq, begin, next)
 	}
 	text := make([]byte, min(uint64(size), room-g.l.blockText))
-	if owner, err := g.k.read64(g.data + at); err != nil || owner != id {
-		return nil, errors.Join(err, errLogRecord)
+	if owner, err := g.k.read64(g.data + at); err != nil {
+		return nil, err
+	} else if owner != id {
+		return nil, fmt.Errorf("record %d, from %#x to %#x, is that of %#x and not of %#x", one.Seq, begin, next, owner, id)
 	}
 	if _, err := g.k.mem.ReadGVA(g.k.Space, text, xenevents.GVA(g.data+at+g.l.blockText)); err != nil {
 		return nil, err
@@ -275,12 +276,14 @@ func (g *logRing) content(id, desc, info uint64) (*LogRecord, error) {
 func (g *logRing) block(begin, next uint64) (at, room uint64, ok bool) {
 	size := uint64(1) << g.sizeBits
 	from, to := begin&(size-1), next&(size-1)
-	switch wraps := next>>g.sizeBits - begin>>g.sizeBits; {
-	case wraps == 0 && from < to:
+	lap := func(position uint64) uint64 { return position >> g.sizeBits }
+	switch {
+	case lap(begin) == lap(next) && from < to:
 		return from, to - from, true
-	case wraps == 1 && to == 0:
+	case lap(begin+size) != lap(next): // not the next lap: positions begin anew behind the last one
+	case to == 0:
 		return from, size - from, true
-	case wraps == 1:
+	default:
 		return 0, to, true
 	}
 	return 0, 0, false
