@@ -324,12 +324,17 @@ func TestLongList(t *testing.T) {
 	if d := time.Since(start); d > 10*time.Second {
 		t.Errorf("it took %v", d)
 	}
-	// Less time than it takes.
-	ctx, stop := context.WithTimeout(t.Context(), time.Millisecond)
+	// Less time than it takes: it is over at the hundredth entry.
+	ctx, stop := context.WithTimeout(t.Context(), time.Second)
 	defer stop()
 	r = reasons{}
-	all, err = (&list[uint64]{k: k, what: "the list", head: 16, limit: 1 << 30, read: func(at uint64) (uint64, error) { return at, nil }, same: func(uint64, uint64) bool { return true }}).all(ctx, &r)
-	if err != nil || len(all) == 0 || !partial(r.err(), "the time for the list was over") {
+	all, err = (&list[uint64]{k: k, what: "the list", head: 16, limit: 1 << 30, read: func(at uint64) (uint64, error) {
+		if at >= 100*16 {
+			<-ctx.Done()
+		}
+		return at, nil
+	}, same: func(uint64, uint64) bool { return true }}).all(ctx, &r)
+	if err != nil || len(all) == 0 || len(all) > 100 || !partial(r.err(), "the time for the list was over") {
 		t.Errorf("%d, %v, %v", len(all), err, r.err())
 	}
 	cancelled, cancel := context.WithCancel(t.Context())
