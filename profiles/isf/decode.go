@@ -140,6 +140,8 @@ func (d *decoder) extension() error {
 			d.meta.Source, err = d.str()
 		case "build_id":
 			d.meta.BuildID, err = d.str()
+		case "captured":
+			d.meta.Captured, err = d.str()
 		case "functions":
 			err = d.object(d.function)
 		default:

@@ -123,6 +123,10 @@ type Meta struct {
 	BuildID string `json:"build_id,omitempty"` // hexadecimal
 	Source  string `json:"source"`             // of what the profile was made
 	PDB     PDB    `json:"pdb,omitzero"`       // Windows: where the symbols are from
+	// Captured is the UUID of the domain whose memory it was made of: the word of that
+	// guest, to be used for no other. "": it was made of a file. Of a dump of a guest's
+	// memory it is "dump".
+	Captured string `json:"captured,omitempty"`
 }
 
 // PDB names the symbols of a Windows binary, as its debug directory does.

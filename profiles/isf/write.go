@@ -24,7 +24,7 @@ func (p *Profile) WriteJSON(w io.Writer) error {
 	} else {
 		fmt.Fprintf(out, `"linux":{"symbols":[{"name":%s}],"types":[{"name":%s}]}`, source, source)
 	}
-	fmt.Fprintf(out, `,"producer":{"name":"hprobe","version":"1.0.0","hprobe":{"source":%s,"build_id":%s,"functions":`, source, appendString(nil, p.meta.BuildID))
+	fmt.Fprintf(out, `,"producer":{"name":"hprobe","version":"1.0.0","hprobe":{"source":%s,"build_id":%s,"captured":%s,"functions":`, source, appendString(nil, p.meta.BuildID), appendString(nil, p.meta.Captured))
 	if err := p.object(out, keyFunc); err != nil {
 		return err
 	}
