@@ -22,9 +22,14 @@ import (
 type WrongProfileError struct {
 	Profile string // its banner
 	Guest   string // the guest's, "" where none was found
+	// Where the banners are the same the build ids are not: the profile's and the guest's.
+	BuildID, GuestBuildID string
 }
 
 func (e *WrongProfileError) Error() string {
+	if e.BuildID != "" {
+		return fmt.Sprintf("the profile is of another build of the guest's kernel, %q: its build id is %q, the guest's is %q; make one of the guest's own kernel (hprobe profile build)", e.Profile, e.BuildID, e.GuestBuildID)
+	}
 	if e.Guest == "" {
 		return fmt.Sprintf("the profile is of another kernel than the guest's: it is of %q; make one of the guest's own kernel (hprobe profile build)", e.Profile)
 	}
@@ -72,6 +77,9 @@ type Domain interface {
 // slideStep is what KASLR's slide is a multiple of (CONFIG_PHYSICAL_ALIGN).
 const slideStep = 2 << 20
 
+// maxNotes bounds a kernel's ELF notes, in bytes: they have some hundred.
+const maxNotes = 64 << 10
+
 // syscallEntries are the symbols that LSTAR may point to.
 var syscallEntries = []string{"entry_SYSCALL_64", "entry_SYSCALL_64_trampoline"}
 
@@ -86,10 +94,11 @@ func FindKernel(dom Domain, vcpus int, profile *isf.Profile) (*Kernel, error) {
 		if err != nil || regs.LSTAR == 0 {
 			continue
 		}
-		if regs.CR4&xenevents.CR4LA57 != 0 {
-			return nil, &xenevents.UnsupportedError{Feature: "a guest with 5-level page tables", Need: `start it with "no5lvl" on its kernel's command line`}
+		spaces, err := guestmem.KernelSpaces(&regs)
+		if err != nil {
+			return nil, err
 		}
-		err = k.find(&regs)
+		err = k.find(regs.LSTAR, spaces)
 		if err == nil {
 			return k, nil
 		}
@@ -98,7 +107,7 @@ func FindKernel(dom Domain, vcpus int, profile *isf.Profile) (*Kernel, error) {
 	return nil, errs[len(errs)-1]
 }
 
-func (k *Kernel) find(regs *xenevents.Registers) error {
+func (k *Kernel) find(lstar uint64, spaces []xenevents.AddressSpace) error {
 	want := k.Profile.Meta().Banner
 	wrong := &WrongProfileError{Profile: want}
 	for _, name := range syscallEntries {
@@ -106,7 +115,7 @@ func (k *Kernel) find(regs *xenevents.Registers) error {
 		if err != nil {
 			continue
 		}
-		slide := regs.LSTAR - entry
+		slide := lstar - entry
 		if slide%slideStep != 0 {
 			continue
 		}
@@ -114,19 +123,41 @@ func (k *Kernel) find(regs *xenevents.Registers) error {
 		if err != nil {
 			return err
 		}
-		for _, space := range kernelSpaces(regs) {
+		for _, space := range spaces {
 			text, err := k.mem.ReadCString(space, xenevents.GVA(banner+slide), 512)
 			if err != nil {
 				continue
 			}
 			if text = strings.TrimRight(text, "\n"); text == want {
 				k.Slide, k.Space = slide, space
+				if err := k.sameBuild(); err != nil {
+					return err
+				}
 				return k.useOwnRoot()
 			}
 			wrong.Guest = printable(text)
 		}
 	}
 	return wrong
+}
+
+// sameBuild compares build ids, where the profile has one and says where the kernel's is
+// (include/asm-generic/vmlinux.lds.h has these symbols): two builds may have one banner.
+func (k *Kernel) sameBuild() error {
+	want := k.Profile.Meta().BuildID
+	from, err := k.Address("__start_notes")
+	to, err2 := k.Address("__stop_notes")
+	if want == "" || err != nil || err2 != nil || to <= from || to-from > maxNotes {
+		return nil
+	}
+	notes := make([]byte, to-from)
+	if _, err := k.mem.ReadGVA(k.Space, notes, from); err != nil {
+		return fmt.Errorf("the build id of the guest's kernel: %w", err)
+	}
+	if id := isf.BuildID(notes); id != want {
+		return &WrongProfileError{Profile: k.Profile.Meta().Banner, Guest: k.Profile.Meta().Banner, BuildID: want, GuestBuildID: id}
+	}
+	return nil
 }
 
 // useOwnRoot goes over to the kernel's own page-table root, which maps all of it
@@ -156,20 +187,6 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
-}
-
-// kernelSpaces returns the page-table roots that may map the kernel. With KPTI a
-// process has two, one page apart, and in user mode CR3 has the one that lacks
-// the kernel, with bit 12 set; without KPTI bit 12 may be an address's, and the
-// page before some other process's root, which maps the kernel as well, or none.
-func kernelSpaces(regs *xenevents.Registers) []xenevents.AddressSpace {
-	s := xenevents.AddressSpaceOf(regs)
-	if s.Root&xenevents.PageSize == 0 {
-		return []xenevents.AddressSpace{s}
-	}
-	k := s
-	k.Root &^= xenevents.PageSize
-	return []xenevents.AddressSpace{k, s}
 }
 
 // Address returns where a symbol of the kernel is in the guest.

@@ -22,6 +22,7 @@ const (
 
 	entry     = 0xffffffff81800040
 	bannerAt  = 0xffffffff82000100
+	notesAt   = 0xffffffff82001000
 	rootAt    = 0xffffffff82a10000
 	modulesAt = 0xffffffff82b00010
 	percpu    = 0x1fb00
@@ -90,6 +91,7 @@ func newGuest(t testing.TB, text string) *guest {
 	g.space = g.NewSpace()
 	g.space.Page(entry&^0xfff+slide, 0x90)
 	g.page(bannerAt, text)
+	g.page(notesAt, "\x04\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00GNU\x00\xab\xcd\x00\x00")
 	g.space.Map(rootAt+slide, xenevents.GPA(g.space.CR3()).GFN())
 	// The first vCPU is not up yet.
 	for v := 1; v < 3; v++ {
@@ -121,7 +123,10 @@ func (g *guest) find(t testing.TB, p *isf.Profile) *Kernel {
 
 func TestFindKernel(t *testing.T) {
 	g := newGuest(t, banner+"\n\x00")
-	k := g.find(t, testProfile(t, nil))
+	k := g.find(t, testProfile(t, func(b *isf.Builder) {
+		b.Meta.BuildID = "abcd"
+		b.Symbols = append(b.Symbols, isf.Symbol{Name: "__start_notes", Addr: notesAt}, isf.Symbol{Name: "__stop_notes", Addr: notesAt + 20})
+	}))
 	if k.Slide != slide || k.Space != g.space.AddressSpace() {
 		t.Errorf("slide %#x in %v", k.Slide, k.Space)
 	}
@@ -171,7 +176,15 @@ func TestFindKernelFails(t *testing.T) {
 		"another entry":    {banner, nil, func(r *xenevents.Registers) { r.LSTAR += 16 }, "of another kernel", true},
 		"5 levels":         {banner, nil, func(r *xenevents.Registers) { r.CR4 |= xenevents.CR4LA57 }, "no5lvl", false},
 		"no entry symbol":  {banner, func(b *isf.Builder) { b.Symbols = b.Symbols[1:] }, nil, "of another kernel", true},
-		"no root symbol":   {banner, func(b *isf.Builder) { b.Symbols = append(b.Symbols[:2:2], b.Symbols[3:]...) }, nil, "init_top_pgt", false},
+		"another build id": {banner, func(b *isf.Builder) {
+			b.Meta.BuildID = "abce"
+			b.Symbols = append(b.Symbols, isf.Symbol{Name: "__start_notes", Addr: notesAt}, isf.Symbol{Name: "__stop_notes", Addr: notesAt + 20})
+		}, nil, `its build id is "abce", the guest's is "abcd"`, true},
+		"no notes there": {banner, func(b *isf.Builder) {
+			b.Meta.BuildID = "abcd"
+			b.Symbols = append(b.Symbols, isf.Symbol{Name: "__start_notes", Addr: notesAt + 1<<20}, isf.Symbol{Name: "__stop_notes", Addr: notesAt + 1<<20 + 20})
+		}, nil, "the build id of the guest's kernel", false},
+		"no root symbol": {banner, func(b *isf.Builder) { b.Symbols = append(b.Symbols[:2:2], b.Symbols[3:]...) }, nil, "init_top_pgt", false},
 	} {
 		g := newGuest(t, c.banner)
 		if c.regs != nil {
@@ -184,17 +197,6 @@ func TestFindKernelFails(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) || errors.As(err, &wrong) != c.profile {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-}
-
-func TestKernelSpaces(t *testing.T) {
-	r := xenevents.Registers{CR0: xenevents.CR0PG, EFER: xenevents.EFERLMA, CR3: 0x4000}
-	if got := kernelSpaces(&r); len(got) != 1 || got[0].Root != 0x4000 {
-		t.Errorf("%v", got)
-	}
-	r.CR3 = 0x5801 // KPTI: user mode, with a PCID
-	if got := kernelSpaces(&r); len(got) != 2 || got[0].Root != 0x4000 || got[1].Root != 0x5000 {
-		t.Errorf("%v", got)
 	}
 }
 
