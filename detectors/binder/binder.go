@@ -297,19 +297,23 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 }
 
 // ArgsAt returns what is known of the arguments at a place; only a function's entry
-// and a call of it have any. Of one whose prototype is not in the profile the first six registers are
-// taken, untyped; a module's function may have the name of one of the kernel's.
+// and a call of it have any. Of one whose prototype is not in the profile the first six
+// registers are taken, untyped. A module's function has a prototype of its own,
+// module!function: it may have the name of one of the kernel's.
 func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
 	switch {
 	case at.Offset != 0, at.Image != "" && at.Symbol == "":
 		return nil
-	case at.Module != "", at.Image != "":
+	case at.Image != "":
 		return guestos.UntypedArgs()
 	}
 	function := at.Symbol
-	if at.Callee != "" {
+	switch {
+	case at.Callee != "":
 		names := at.callees()
 		function = names[max(slices.IndexFunc(names, func(c string) bool { return len(p.Addresses(c)) > 0 }), 0)]
+	case at.Module != "":
+		function = at.Module + "!" + function
 	}
 	args, err := guestos.Args(p, function)
 	if errors.Is(err, guestos.ErrNoPrototype) {

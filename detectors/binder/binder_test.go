@@ -57,6 +57,7 @@ func newBenchOf(t *testing.T, change func(*isf.Builder)) *bench {
 	p.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: "vfs_read", Addr: function}, {Name: "untyped", Addr: function}, {Name: "linux_banner", Addr: bannerAt},
 		{Name: "init_top_pgt", Addr: rootAt}, {Name: "current_task", Addr: 8}, {Name: "twice", Addr: 1}, {Name: "twice", Addr: 2}}
 	long := isf.Type{Kind: isf.Base, Name: "long"}
+	p.Funcs["mod!typed"] = isf.Func{Params: []isf.Param{{Name: "own", Type: long}}}
 	p.Funcs["vfs_read"] = isf.Func{Params: []isf.Param{{Name: "file", Type: isf.Type{Kind: isf.Pointer}}, {Name: "count", Type: long}}}
 	p.Users["task_struct"] = isf.UserType{Kind: isf.Struct, Size: 64, Fields: map[string]isf.Field{"pid": {Offset: 0}, "tgid": {Offset: 4}, "comm": {Offset: 8}}}
 	change(p)

@@ -78,7 +78,7 @@ func TestVerdicts(t *testing.T) {
 
 func TestArgsAt(t *testing.T) {
 	p := newBench(t).binder.kernel.Profile
-	for text, want := range map[string]string{"vfs_read": "file", "mod!vfs_read": "arg0", "untyped": "arg0", "vfs_read+1": "", "0xffffffff81800800": ""} {
+	for text, want := range map[string]string{"vfs_read": "file", "mod!vfs_read": "arg0", "mod!typed": "own", "other!typed": "arg0", "untyped": "arg0", "vfs_read+1": "", "0xffffffff81800800": ""} {
 		at, err := ParseLocation(text)
 		if err != nil {
 			t.Fatal(err)

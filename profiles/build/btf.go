@@ -10,9 +10,9 @@ import (
 	"github.com/hprobe/hprobe/profiles/isf"
 )
 
-// addBTF adds the types of the kernel's .BTF section, and returns its typedefs, which
-// ISF has no place for.
-func addBTF(m *memory, out *isf.Builder) (map[string]isf.Type, error) {
+// addBTF adds the types of the kernel's .BTF section, and those of modules of it. It
+// returns the kernel's typedefs, which ISF has no place for.
+func addBTF(m *memory, modules []moduleTypes, out *isf.Builder) (map[string]isf.Type, error) {
 	p := m.named(".BTF")
 	if p == nil {
 		return nil, errors.New("no BTF in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have")
@@ -21,43 +21,66 @@ func addBTF(m *memory, out *isf.Builder) (map[string]isf.Type, error) {
 	if err != nil {
 		return nil, fmt.Errorf("BTF: %w", err)
 	}
-	if err := boundBTF(b); err != nil {
+	ids, err := boundBTF(b, 1)
+	if err != nil {
 		return nil, fmt.Errorf("BTF: %w", err)
 	}
 	spec, err := btf.LoadSpecFromReader(bytes.NewReader(b))
 	if err != nil {
 		return nil, fmt.Errorf("BTF: %w", err)
 	}
-	c := converter{out: out, names: map[btf.Type]string{}, typedefs: map[string]isf.Type{}}
-	if err := c.nameByTypedefs(spec); err != nil {
+	c := &converter{out: out, spec: spec, names: map[btf.Type]string{}, typedefs: map[string]isf.Type{}, spent: new(spending)}
+	if err := c.nameByTypedefs(); err != nil {
 		return nil, fmt.Errorf("BTF: %w", err)
 	}
-	for t, err := range spec.All() {
-		if err != nil {
-			return nil, fmt.Errorf("BTF: %w", err)
-		}
-		if c.add(t); c.text > maxTypeText {
-			return nil, fmt.Errorf("BTF: its types take more than %d bytes: %w", maxTypeText, errBTF)
-		}
+	if err := c.addAll(); err != nil {
+		return nil, fmt.Errorf("BTF: %w", err)
 	}
 	out.Base["pointer"] = isf.BaseType{Kind: "int", Size: 8, Endian: "little"}
 	out.Base["void"] = isf.BaseType{Kind: "void", Endian: "little"}
-	return c.typedefs, nil
+	return c.typedefs, c.addModules(modules, ids)
 }
 
 // converter turns BTF's types into ISF's.
 type converter struct {
 	out   *isf.Builder
-	names map[btf.Type]string // of unnamed structs, unions and enums
+	spec  *btf.Spec
+	names map[btf.Type]string // of unnamed structs, unions and enums, and a module's named ones
 	// typedefs are what a name means.
 	typedefs map[string]isf.Type
-	text     int // bytes that all takes, about
+	spent    *spending
+
+	// Of a module's types:
+	module string     // its name
+	kernel *converter // of the kernel's types, which they may lead to
+}
+
+// spending is what all types of a profile take.
+type spending struct {
+	text    int // bytes, about
+	unnamed int // types without a name
 }
 
 // spend counts what a name, or a type without one, takes.
 func (c *converter) spend(name string) string {
-	c.text += len(name) + 32
+	c.spent.text += len(name) + 32
 	return name
+}
+
+func (c *converter) addAll() error {
+	for t, err := range c.spec.All() {
+		if err != nil {
+			return err
+		}
+		most := maxTypeText
+		if c.kernel != nil {
+			most = maxModuleText
+		}
+		if c.add(t); c.spent.text > most {
+			return fmt.Errorf("its types take more than %d bytes: %w", most, errBTF)
+		}
+	}
+	return nil
 }
 
 func (c *converter) add(t btf.Type) {
@@ -68,16 +91,20 @@ func (c *converter) add(t btf.Type) {
 	case *btf.Float:
 		c.out.Base[t.Name] = isf.BaseType{Kind: "float", Size: uint64(t.Size), Signed: true, Endian: "little"}
 	case *btf.Struct:
-		c.out.Users[c.name(t, t.Name)] = c.user(isf.Struct, t.Size, t.Members)
+		if name := c.name(t, t.Name); c.kernel == nil || c.out.Users[name].Kind == "" { // a module's may be there
+			c.out.Users[name] = c.user(isf.Struct, t.Size, t.Members)
+		}
 	case *btf.Union:
-		c.out.Users[c.name(t, t.Name)] = c.user(isf.Union, t.Size, t.Members)
+		if name := c.name(t, t.Name); c.kernel == nil || c.out.Users[name].Kind == "" {
+			c.out.Users[name] = c.user(isf.Union, t.Size, t.Members)
+		}
 	case *btf.Enum:
 		c.out.Enums[c.name(t, t.Name)] = c.enum(t)
 	case *btf.Typedef:
 		c.typedefs[t.Name] = c.typeOf(t, 0)
 	case *btf.Func:
 		if p, ok := btf.UnderlyingType(t.Type).(*btf.FuncProto); ok {
-			c.out.Funcs[t.Name] = c.proto(p)
+			c.out.Funcs[c.function(t.Name)] = c.proto(p)
 		}
 	case *btf.Var:
 		c.out.Vars[t.Name] = c.typeOf(t.Type, 0)
@@ -86,10 +113,10 @@ func (c *converter) add(t btf.Type) {
 
 // nameByTypedefs gives types that have a name only by a typedef (kernel_cap_t, atomic_t)
 // that one, as dwarf2json does, where no other type has it.
-func (c *converter) nameByTypedefs(spec *btf.Spec) error {
+func (c *converter) nameByTypedefs() error {
 	taken := map[string]bool{}
 	var typedefs []*btf.Typedef
-	for t, err := range spec.All() {
+	for t, err := range c.spec.All() {
 		if err != nil {
 			return err
 		}
@@ -125,13 +152,30 @@ func unnamed(t btf.Type) bool {
 
 // name gives a type without a name one of its own.
 func (c *converter) name(t btf.Type, name string) string {
+	if c.kernel != nil {
+		if _, err := c.kernel.spec.TypeID(t); err == nil {
+			return c.kernel.name(t, name)
+		}
+		if name != "" {
+			return c.moduleName(t, name)
+		}
+	}
 	if name != "" {
 		return name
 	}
 	if c.names[t] == "" {
-		c.names[t] = fmt.Sprintf("unnamed_%d", len(c.names)+1)
+		c.spent.unnamed++
+		c.names[t] = fmt.Sprintf("unnamed_%d", c.spent.unnamed)
 	}
 	return c.names[t]
+}
+
+// function is what a function is called.
+func (c *converter) function(name string) string {
+	if c.kernel != nil {
+		return c.module + "!" + name
+	}
+	return name
 }
 
 func baseOf(t *btf.Int) isf.BaseType {
@@ -164,13 +208,17 @@ func (c *converter) user(kind isf.Kind, size uint32, members []btf.Member) isf.U
 			f.Offset = uint64(int(m.Offset) / 8 / size * size)
 			f.Type = isf.Type{Kind: isf.Bitfield, BitLen: uint8(m.BitfieldSize), BitPos: uint8(uint64(m.Offset) - 8*f.Offset), BitsType: &whole}
 		}
-		name := c.spend(m.Name)
-		if name == "" {
-			name, f.Anonymous = fmt.Sprintf("unnamed_field_%d", i), true
-		}
-		u.Fields[name] = f
+		f.Anonymous = c.spend(m.Name) == ""
+		u.Fields[fieldName(i, m.Name)] = f
 	}
 	return u
+}
+
+func fieldName(i int, name string) string {
+	if name == "" {
+		return fmt.Sprintf("unnamed_field_%d", i)
+	}
+	return name
 }
 
 func (c *converter) enum(t *btf.Enum) isf.EnumType {

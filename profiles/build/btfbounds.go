@@ -17,16 +17,19 @@ const (
 	// maxTypeText is in bytes of a profile: names count each time that they are used.
 	// Debian's kernels have less than 30 MiB.
 	maxTypeText = 128 << 20
+	// maxModuleText is the same with modules, which are in files of the operator's.
+	maxModuleText = 512 << 20
 )
 
 var errBTF = errors.New("it is damaged, or no kernel's")
 
 // boundBTF checks that the types of a kernel (include/uapi/linux/btf.h) have names that
 // end, and lead to one another no further than maxTypeDepth. That they make sense is
-// left to the decoder.
-func boundBTF(b []byte) error {
+// left to the decoder. The first type has the ID first: 1, and of a module's types the one
+// after the kernel's last, which it returns.
+func boundBTF(b []byte, first int) (next int, err error) {
 	if len(b) < 24 || le.Uint16(b) != 0xeb9f {
-		return errBTF
+		return 0, errBTF
 	}
 	head := uint64(le.Uint32(b[4:]))
 	part := func(at int) []byte {
@@ -38,28 +41,37 @@ func boundBTF(b []byte) error {
 	}
 	types, strings := part(8), part(16)
 	if types == nil || strings == nil {
-		return errBTF
+		return 0, errBTF
 	}
 	for len(strings) > 0 {
 		n := bytes.IndexByte(strings[:min(len(strings), maxTypeName+1)], 0)
 		if n < 0 {
-			return fmt.Errorf("a name has more than %d bytes: %w", maxTypeName, errBTF)
+			return 0, fmt.Errorf("a name has more than %d bytes: %w", maxTypeName, errBTF)
 		}
 		strings = strings[n+1:]
 	}
 	graph, err := readTypeGraph(types)
 	if err != nil {
-		return err
+		return 0, err
 	}
+	graph.from0(uint32(first))
 	if graph.deep() {
-		return fmt.Errorf("its types lead to one another over %d others: %w", maxTypeDepth, errBTF)
+		return 0, fmt.Errorf("its types lead to one another over %d others: %w", maxTypeDepth, errBTF)
 	}
-	return nil
+	return first + len(graph.from) - 2, nil
 }
 
 // typeGraph says which types lead to which: to[from[i]:from[i+1]] are those of type i,
 // in the order in which the decoder follows them.
 type typeGraph struct{ from, to []uint32 }
+
+// from0 numbers types whose first ID is first from 1 on; all before are the kernel's, which
+// lead to none of a module's: they count as void.
+func (g *typeGraph) from0(first uint32) {
+	for i, id := range g.to {
+		g.to[i] = max(id, first-1) - (first - 1)
+	}
+}
 
 // Kinds of types, by how they are encoded.
 const (

@@ -24,7 +24,7 @@ func rawTypes(strings string, words ...uint32) []byte {
 func typesOf(b []byte) (*isf.Builder, error) {
 	m := &memory{left: maxRead, pieces: []*piece{{name: ".BTF", size: uint64(len(b)), data: bytes.NewReader(b)}}}
 	out := isf.NewBuilder()
-	_, err := addBTF(m, out)
+	_, err := addBTF(m, nil, out)
 	return out, err
 }
 
@@ -43,6 +43,14 @@ func TestBTFBounds(t *testing.T) {
 	tags = []uint32{1, kindStruct << 24, 0} // a struct whose tag is of the next
 	for i := range uint32(100_000) {
 		tags = append(tags, 1, kindDeclTag<<24, i+1, 0xffffffff)
+	}
+	// The same of a module, whose types come after 1000 of the kernel's.
+	var modules []uint32
+	for i := range uint32(300_000) {
+		modules = append(modules, 0, kindPtr<<24, 1000+i+2)
+	}
+	if _, err := boundBTF(rawTypes("\x00", modules...), 1001); err == nil || !strings.Contains(err.Error(), "lead to one another") {
+		t.Errorf("a module's chain: %v", err)
 	}
 	// A member's name, again and again.
 	long := "\x00" + strings.Repeat("n", maxTypeName) + "\x00"

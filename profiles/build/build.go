@@ -4,21 +4,23 @@
 package build
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
 	"debug/elf"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/mikelolasagasti/xz"
 	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 )
@@ -26,46 +28,82 @@ import (
 // maxImage bounds a kernel, packed or not, in bytes.
 const maxImage = 512 << 20
 
-// FromFile makes the profile of a kernel image: a vmlinuz (bzImage, packed with
-// gzip, xz, zstd or lz4) or a bare vmlinux.
-func FromFile(ctx context.Context, path string) (*isf.Profile, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("profile: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxImage))
-	if err != nil {
-		return nil, fmt.Errorf("profile: %w", err)
-	}
-	p, err := fromImage(ctx, b, filepath.Base(path))
+// FromFile makes the profile of a kernel: of its image, a vmlinuz (bzImage, packed with
+// gzip, xz, zstd, lz4 or lzma) or a bare vmlinux; or of a folder or a Debian package that
+// has one image. The types of its modules that are named there are added; AllModules names
+// all.
+func FromFile(ctx context.Context, path string, modules ...string) (*isf.Profile, error) {
+	p, err := fromPath(ctx, path, modules)
 	if err != nil {
 		return nil, fmt.Errorf("profile of %s: %w", path, err)
 	}
 	return p, nil
 }
 
-func fromImage(ctx context.Context, b []byte, name string) (*isf.Profile, error) {
+func fromPath(ctx context.Context, path string, modules []string) (*isf.Profile, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	files := kernelFiles{want: wanted(modules)}
+	magic := make([]byte, len(arMagic))
+	switch n, _ := f.ReadAt(magic, 0); {
+	case info.IsDir():
+		err = readFolder(ctx, path, &files)
+	case string(magic[:n]) == arMagic:
+		err = readPackage(ctx, f, &files)
+	case len(modules) > 0:
+		return nil, errors.New("modules are in a folder or in a package, and not in a kernel's image: name one of those")
+	case strings.HasPrefix(string(magic[:n]), elf.ELFMAG):
+		return fromELF(ctx, f, filepath.Base(path), nil) // of a debug kernel, of GBs, not all is needed
+	default:
+		b, err := io.ReadAll(io.LimitReader(f, maxImage))
+		if err != nil {
+			return nil, err
+		}
+		return fromImage(ctx, b, filepath.Base(path), nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	kernel, found, err := files.only()
+	if err != nil {
+		return nil, err
+	}
+	return fromImage(ctx, kernel.data, filepath.Base(path)+": "+kernel.name, found)
+}
+
+func fromImage(ctx context.Context, b []byte, name string, modules []moduleTypes) (*isf.Profile, error) {
 	vmlinux, err := unpackImage(b)
 	if err != nil {
 		return nil, err
 	}
-	f, err := elf.NewFile(bytes.NewReader(vmlinux))
+	return fromELF(ctx, bytes.NewReader(vmlinux), name, modules)
+}
+
+func fromELF(ctx context.Context, image io.ReaderAt, name string, modules []moduleTypes) (*isf.Profile, error) {
+	f, err := elf.NewFile(image)
 	if err != nil {
 		return nil, fmt.Errorf("no kernel: %w", err)
 	}
 	if f.Machine != elf.EM_X86_64 || f.Class != elf.ELFCLASS64 || f.Data != elf.ELFDATA2LSB {
 		return nil, fmt.Errorf("a kernel for %v (%v): hprobe knows x86-64 ones", f.Machine, f.Class)
 	}
-	return elfMemory(f).profile(ctx, name)
+	return elfMemory(f).profile(ctx, isf.Meta{Source: name}, modules)
 }
 
-// profile makes the profile of what is in a kernel's memory. name is its source.
-func (m *memory) profile(ctx context.Context, name string) (*isf.Profile, error) {
+// profile makes the profile of what is in a kernel's memory, and of modules. from says
+// where that is.
+func (m *memory) profile(ctx context.Context, from isf.Meta, modules []moduleTypes) (*isf.Profile, error) {
 	out := isf.NewBuilder()
-	out.Meta.Source = name
+	out.Meta = from
 	var err error
-	if out.Symbols, err = m.kallsyms(ctx); err != nil {
+	if out.Symbols, err = m.symbols(ctx); err != nil {
 		return nil, err
 	}
 	if m.located != nil {
@@ -80,7 +118,7 @@ func (m *memory) profile(ctx context.Context, name string) (*isf.Profile, error)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	typedefs, err := addBTF(m, out)
+	typedefs, err := m.types(modules, out)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +149,9 @@ var formats = []format{
 	{"\xfd7zXZ\x00", openXZ},
 	{"\x28\xb5\x2f\xfd", openZstd},
 	{"\x1f\x8b\x08", func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }},
+	// lzma has no magic; this is how it begins with the options that the kernel's build has
+	// (scripts/extract-vmlinux).
+	{"\x5d\x00\x00\x00", openLZMA},
 	{"\x02\x21\x4c\x18", func(r io.Reader) (io.ReadCloser, error) { return io.NopCloser(lz4.NewReader(r)), nil }},
 }
 
@@ -133,7 +174,7 @@ func unpackImage(b []byte) ([]byte, error) {
 			rest = rest[at+1:]
 		}
 	}
-	return nil, fmt.Errorf("no kernel in it that hprobe can unpack (it knows gzip, xz, zstd and lz4, and bare ELF)")
+	return nil, fmt.Errorf("no kernel in it that hprobe can unpack (it knows gzip, xz, zstd, lz4 and lzma, and bare ELF)")
 }
 
 // unpack returns the kernel that a packed stream holds, or nil.
@@ -173,6 +214,19 @@ func openZstd(r io.Reader) (io.ReadCloser, error) {
 	return z.IOReadCloser(), nil
 }
 
+// openLZMA takes dictionaries up to 128 MiB, twice what the kernel's build uses; they are
+// made when the head says so, and most of what looks like one is none.
+func openLZMA(r io.Reader) (io.ReadCloser, error) {
+	in := bufio.NewReader(r)
+	// After the head is the first byte of the range coder, which is 0.
+	head, err := in.Peek(lzma.HeaderLen + 1)
+	if err != nil || !lzma.ValidHeader(head[:lzma.HeaderLen]) || head[lzma.HeaderLen] != 0 {
+		return nil, errors.New("no lzma")
+	}
+	x, err := lzma.ReaderConfig{DictCap: 1 << 27}.NewReader(in)
+	return io.NopCloser(x), err
+}
+
 // maxBanner bounds linux_banner, in bytes.
 const maxBanner = 512
 
@@ -187,7 +241,7 @@ func (m *memory) banner(symbols []isf.Symbol) (string, error) {
 		return "", errors.New("linux_banner is where nothing can be read: is it a Linux kernel?")
 	}
 	text, _, ok := bytes.Cut(b, []byte("\n"))
-	if !ok || !bytes.HasPrefix(text, []byte("Linux version ")) {
+	if !ok || !bytes.HasPrefix(text, []byte(bannerStart)) {
 		return "", fmt.Errorf("linux_banner says %q: is it a Linux kernel?", b[:min(len(b), 40)])
 	}
 	return string(text), nil
@@ -201,27 +255,16 @@ func addressOf(symbols []isf.Symbol, name string) (uint64, bool) {
 	return symbols[i].Addr, true
 }
 
-// buildID finds the GNU note (type 3, NT_GNU_BUILD_ID) among the kernel's.
+// buildID is what the kernel's notes have.
 func (m *memory) buildID() string {
 	for _, p := range m.pieces {
 		if !p.notes {
 			continue
 		}
-		b, err := m.read(p)
-		if err != nil {
-			continue
-		}
-		for len(b) >= 12 {
-			name, desc, kind := le.Uint32(b), le.Uint32(b[4:]), le.Uint32(b[8:])
-			start := 12 + (uint64(name)+3)&^3
-			end := start + uint64(desc)
-			if end > uint64(len(b)) {
-				break
+		if b, err := m.read(p); err == nil {
+			if id := isf.BuildID(b); id != "" {
+				return id
 			}
-			if kind == 3 && string(b[12:min(16, len(b))]) == "GNU\x00" {
-				return hex.EncodeToString(b[start:end])
-			}
-			b = b[min((end+3)&^3, uint64(len(b))):]
 		}
 	}
 	return ""

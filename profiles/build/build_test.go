@@ -19,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 )
@@ -116,7 +117,7 @@ func kernelSections(t testing.TB) []section {
 func kernel(t testing.TB) []byte { return elfFile(elf.EM_X86_64, kernelSections(t)...) }
 
 func TestFromImage(t *testing.T) {
-	p, err := fromImage(context.Background(), kernel(t), "vmlinux")
+	p, err := fromImage(context.Background(), kernel(t), "vmlinux", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +200,7 @@ func TestFromImageSaysWhatIsWrong(t *testing.T) {
 		"no banner":         {changed(".rodata", func(s *section) { s.addr -= 1 << 30 }), ""},
 		"packed sections":   {changed(".rodata", func(s *section) { s.flags |= uint32(elf.SHF_COMPRESSED) }), ""},
 	} {
-		if _, err := fromImage(context.Background(), c.image, "x"); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := fromImage(context.Background(), c.image, "x", nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -208,7 +209,7 @@ func TestFromImageSaysWhatIsWrong(t *testing.T) {
 	le.PutUint32(packed.data, uint32(elf.COMPRESS_ZLIB))
 	le.PutUint64(packed.data[8:], 1<<40)
 	all := append([]section{packed}, kernelSections(t)...)
-	if _, err := fromImage(context.Background(), elfFile(elf.EM_X86_64, all...), "x"); err != nil {
+	if _, err := fromImage(context.Background(), elfFile(elf.EM_X86_64, all...), "x", nil); err != nil {
 		t.Errorf("with a packed section: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "vmlinuz")
@@ -220,7 +221,7 @@ func TestFromImageSaysWhatIsWrong(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := fromImage(ctx, kernel(t), "x"); err == nil {
+	if _, err := fromImage(ctx, kernel(t), "x", nil); err == nil {
 		t.Error("a command that was interrupted goes on")
 	}
 }
@@ -229,6 +230,9 @@ var packers = map[string]func(io.Writer) (io.WriteCloser, error){
 	"gzip": func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil },
 	"xz":   func(w io.Writer) (io.WriteCloser, error) { return xz.NewWriter(w) },
 	"zstd": func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) },
+	"lzma": func(w io.Writer) (io.WriteCloser, error) {
+		return lzma.WriterConfig{DictCap: 64 << 20, EOSMarker: true}.NewWriter(w)
+	},
 	"lz4": func(w io.Writer) (io.WriteCloser, error) {
 		z := lz4.NewWriter(w)
 		return z, z.Apply(lz4.LegacyOption(true))
@@ -323,7 +327,7 @@ func FuzzFromImage(f *testing.F) {
 	f.Add([]byte{0x12, 0, 0, 0xb7})
 	image := elfFile(elf.EM_X86_64, all...)
 	f.Fuzz(func(t *testing.T, how []byte) {
-		p, err := fromImage(context.Background(), patch(image, how), "x")
+		p, err := fromImage(context.Background(), patch(image, how), "x", nil)
 		if len(how) == 0 && err != nil {
 			t.Error(err)
 		}

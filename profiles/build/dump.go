@@ -18,6 +18,10 @@ const (
 	maxKernels = 8
 )
 
+// Dump is of what a profile says that it was captured (isf.Meta) that was made of a dump,
+// in place of a guest's UUID: nothing says whose that is.
+const Dump = "dump"
+
 // FromDump makes the profile of the kernel in a dump of a guest's memory, as FromGuest
 // does of a guest that runs. A dump has no registers that say where the kernel and its
 // page tables are, so those are searched for: see dumpSearch. The dump belongs to
@@ -79,7 +83,7 @@ func (s *dumpSearch) profile(ctx context.Context, source string) (*isf.Profile, 
 			continue
 		}
 		kernels++
-		p, err := m.profile(ctx, source)
+		p, err := m.profile(ctx, isf.Meta{Source: source, Captured: Dump}, nil)
 		if err == nil || ctx.Err() != nil {
 			return p, err
 		}

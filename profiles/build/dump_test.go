@@ -20,7 +20,7 @@ func newDump(t testing.TB, l layout, slide uint64) *fakeGuest {
 func TestFromDump(t *testing.T) {
 	ctx := context.Background()
 	for _, l := range layouts {
-		want, err := fromImage(ctx, elfFile(elf.EM_X86_64, guestSections(t, l, 0)...), "x")
+		want, err := fromImage(ctx, elfFile(elf.EM_X86_64, guestSections(t, l, 0)...), "x", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -55,23 +55,18 @@ var ErrNoKernel = errors.New("no kernel found in the guest's memory")
 // FromGuest makes the profile of the kernel that a guest runs, from what is in the
 // guest's memory, as FromFile would of its image: the slide of KASLR is taken off.
 // It needs a kernel whose _text is linked to 0xffffffff81000000, as those of
-// distributions are. vcpus is how many vCPUs to look at, source what the profile says
-// that it is of.
+// distributions are. info is the guest's: the profile says that it was captured from it.
 //
 // The guest is paused while its page tables are walked, for a few milliseconds, and
 // runs while its memory is read: of that nothing changes once the kernel has started.
 // It fails with ErrNoKernel where no vCPU runs a Linux kernel (yet), and with what
 // FromFile says of an image without kallsyms or BTF.
-func FromGuest(ctx context.Context, dom Guest, vcpus int, source string) (*isf.Profile, error) {
-	var m *memory
-	err := xenevents.WithPaused(dom, func() (err error) {
-		m, err = findKernel(ctx, dom, vcpus)
-		return err
-	})
+func FromGuest(ctx context.Context, dom Guest, info *xenevents.DomainInfo) (*isf.Profile, error) {
+	m, err := pausedKernel(ctx, dom, int(info.MaxVCPU)+1)
 	if err != nil {
 		return nil, fmt.Errorf("profile: %w", err)
 	}
-	p, err := m.profile(ctx, source)
+	p, err := m.profile(ctx, isf.Meta{Source: fmt.Sprintf("memory of domain %d (%s)", info.ID, info.Name), Captured: info.UUIDString()}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("profile of the guest's kernel: %w", err)
 	}
@@ -98,7 +93,11 @@ func findKernel(ctx context.Context, dom Guest, vcpus int) (*memory, error) {
 			why = fmt.Errorf("the system call entry is at %#x, where no x86-64 Linux is", regs.LSTAR)
 			continue
 		}
-		for _, space := range kernelSpaces(&regs) {
+		spaces, err := guestmem.KernelSpaces(&regs)
+		if err != nil {
+			return nil, err
+		}
+		for _, space := range spaces {
 			m, err := w.kernel(space, entryIs(regs.LSTAR))
 			if err == nil && m.at(regs.LSTAR, 1) == nil {
 				err = fmt.Errorf("the system call entry, %#x: %w", regs.LSTAR, xenevents.ErrNotMapped)
@@ -110,19 +109,6 @@ func findKernel(ctx context.Context, dom Guest, vcpus int) (*memory, error) {
 		}
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNoKernel, why)
-}
-
-// kernelSpaces returns the page-table roots that may map the kernel. With KPTI a process
-// has two, one page apart, and in user mode CR3 has the one that lacks the kernel, with
-// bit 12 set (arch/x86/entry/calling.h, PTI_USER_PGTABLE_BIT).
-func kernelSpaces(regs *xenevents.Registers) []xenevents.AddressSpace {
-	s := xenevents.AddressSpaceOf(regs)
-	if s.Root&xenevents.PageSize == 0 {
-		return []xenevents.AddressSpace{s}
-	}
-	k := s
-	k.Root &^= xenevents.PageSize
-	return []xenevents.AddressSpace{k, s}
 }
 
 // tableWalk goes through the page tables of a guest, for as long as it has entries left.

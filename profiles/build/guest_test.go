@@ -25,6 +25,7 @@ type fakeGuest struct {
 	vcpus  []xenevents.Registers
 
 	paused, pauses int
+	free           bool          // it may be read while it runs
 	absent         xenevents.GFN // 0: none is
 	reads          int           // bytes
 }
@@ -51,7 +52,7 @@ func (g *fakeGuest) Pause() error                                { g.paused++; g
 func (g *fakeGuest) Unpause() error                              { g.paused--; return nil }
 
 func (g *fakeGuest) Registers(v xenevents.VCPU) (xenevents.Registers, error) {
-	if g.paused == 0 {
+	if g.paused == 0 && !g.free {
 		return xenevents.Registers{}, errors.New("it runs: registers and page tables are not of one moment")
 	}
 	if int(v) >= len(g.vcpus) || g.vcpus[v].CR0 == 0 {
@@ -126,6 +127,16 @@ func (g *fakeGuest) runs(entry uint64) *fakeGuest {
 	return g
 }
 
+// domain is a guest with so many vCPUs, and what a profile says of it.
+func domain(vcpus int) *xenevents.DomainInfo {
+	return &xenevents.DomainInfo{ID: 7, Name: "g", UUID: [16]byte{0xab}, MaxVCPU: xenevents.VCPU(vcpus - 1)}
+}
+
+const (
+	fakeSource = "memory of domain 7 (g)"
+	fakeUUID   = "ab000000-0000-0000-0000-000000000000"
+)
+
 const fakeEntry = linkedText + 0x80
 
 // guestSections are those of a kernel in memory, in one of the forms of the table.
@@ -167,31 +178,38 @@ func slidTable(l layout, addr uint64, all []isf.Symbol, slide uint64) []byte {
 	return b
 }
 
-// all is a profile as it is, byte for byte.
+// all is a profile as it is, byte for byte, but for what it is made of.
 func all(t testing.TB, p *isf.Profile) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := p.WriteCompact(&b); err != nil {
+	if err := p.WriteJSON(&b); err != nil {
 		t.Fatal(err)
 	}
-	return b.Bytes()
+	out := bytes.ReplaceAll(b.Bytes(), []byte(fakeSource), []byte("x"))
+	for _, from := range []string{fakeUUID, Dump} {
+		out = bytes.Replace(out, []byte(`"captured":"`+from), []byte(`"captured":"`), 1)
+	}
+	for i := range p.NumSymbols() { // of those with one name the format has the first
+		out = fmt.Appendln(out, p.SymbolAt(i))
+	}
+	return out
 }
 
 func TestFromGuest(t *testing.T) {
 	ctx := context.Background()
 	for _, l := range layouts {
-		want, err := fromImage(ctx, elfFile(elf.EM_X86_64, guestSections(t, l, 0)...), "x")
+		want, err := fromImage(ctx, elfFile(elf.EM_X86_64, guestSections(t, l, 0)...), "x", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, slide := range []uint64{0, 2 << 20, 0x1d400000} {
 			g := newFakeGuest(slide, guestSections(t, l, slide)...).runs(fakeEntry + slide)
-			got, err := FromGuest(ctx, g, len(g.vcpus), "x")
+			got, err := FromGuest(ctx, g, domain(len(g.vcpus)))
 			if err != nil {
 				t.Errorf("%s, slide %#x: %v", l.name, slide, err)
 				continue
 			}
-			if m := got.Meta(); m != (isf.Meta{Banner: testBanner, BuildID: "abcdef", Source: "x"}) {
+			if m := got.Meta(); m != (isf.Meta{Banner: testBanner, BuildID: "abcdef", Source: fakeSource, Captured: fakeUUID}) {
 				t.Errorf("%s: %+v", l.name, m)
 			}
 			if !bytes.Equal(all(t, got), all(t, want)) {
@@ -204,24 +222,30 @@ func TestFromGuest(t *testing.T) {
 	}
 }
 
+// inUserMode has the first vCPU run a program under KPTI: its root is the odd one of two,
+// and maps nothing here.
+func (g *fakeGuest) inUserMode(t testing.TB) *fakeGuest {
+	t.Helper()
+	if g.root&xenevents.PageSize != 0 { // the kernel's is the even one
+		t.Fatalf("the root is %v", g.root)
+	}
+	g.mem = append(g.mem, make([]byte, 16*xenevents.PageSize)...)
+	// What is behind the root is the first table: that moves away.
+	from, to := uint64(g.root+xenevents.PageSize), uint64(g.tables)
+	copy(g.mem[to:to+xenevents.PageSize], g.mem[from:from+xenevents.PageSize])
+	le.PutUint64(g.mem[uint64(g.root)+511*8:], to|pteP|pteW)
+	clear(g.mem[from : from+xenevents.PageSize])
+	g.vcpus[0].CR3 |= xenevents.PageSize
+	return g
+}
+
 // TestFromGuestFindsTheKernel: with KPTI a vCPU in user mode shows a root that has
 // only the entry code; others are not there, or not started.
 func TestFromGuestFindsTheKernel(t *testing.T) {
 	const slide = 6 << 20
 	l := layouts[3]
 	kernel := func() *fakeGuest { return newFakeGuest(slide, guestSections(t, l, slide)...).runs(fakeEntry + slide) }
-	kpti := kernel()
-	base := kpti.root &^ (2*xenevents.PageSize - 1)
-	kpti.mem = append(kpti.mem, make([]byte, 16*xenevents.PageSize)...)
-	if kpti.root != base { // the kernel's is the even one of two
-		t.Fatalf("the root is %v", kpti.root)
-	}
-	// What is behind the root is the first table: that moves away.
-	from, to := uint64(kpti.root+xenevents.PageSize), uint64(kpti.tables)
-	copy(kpti.mem[to:to+xenevents.PageSize], kpti.mem[from:from+xenevents.PageSize])
-	le.PutUint64(kpti.mem[uint64(kpti.root)+511*8:], to|pteP|pteW)
-	clear(kpti.mem[from : from+xenevents.PageSize])
-	kpti.vcpus[0].CR3 |= xenevents.PageSize
+	kpti := kernel().inUserMode(t)
 
 	late := kernel()
 	late.vcpus = []xenevents.Registers{{}, {CR0: 1}, late.vcpus[0]}
@@ -236,7 +260,7 @@ func TestFromGuestFindsTheKernel(t *testing.T) {
 	ballooned.absent = xenevents.GPA(fakeBase + dataAddr - linkedText).GFN()
 
 	for name, g := range map[string]*fakeGuest{"KPTI": kpti, "the third vCPU": late, "early": early, "a page less": ballooned} {
-		if p, err := FromGuest(context.Background(), g, 4, "x"); err != nil || p.Meta().BuildID != "abcdef" {
+		if p, err := FromGuest(context.Background(), g, domain(4)); err != nil || p.Meta().BuildID != "abcdef" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -280,6 +304,7 @@ func TestFromGuestSaysWhatIsWrong(t *testing.T) {
 		"no entry code":     {vcpu(func(r *xenevents.Registers) { r.LSTAR = kernelEnd - 8 }), "not mapped"},
 		"another entry":     {vcpu(func(r *xenevents.Registers) { r.LSTAR += 16 }), "of another kernel"},
 		"no root":           {vcpu(func(r *xenevents.Registers) { r.CR3 = 1 << 40 }), "only 0 bytes"},
+		"5 levels":          {vcpu(func(r *xenevents.Registers) { r.CR4 |= xenevents.CR4LA57 }), "no5lvl"},
 		"no paging":         {vcpu(func(r *xenevents.Registers) { r.CR0 = 1 }), "more entries"},
 		"small":             {guest(func(all []section) []section { all[0].data = all[0].data[:4096]; return all }), "only "},
 		"another slide":     {newFakeGuest(slide, guestSections(t, l, slide+4096)...).runs(fakeEntry + slide), "KASLR"},
@@ -292,7 +317,7 @@ func TestFromGuestSaysWhatIsWrong(t *testing.T) {
 		"striped":           {striped, "more ranges"},
 		"huge":              {huge, ""},
 	} {
-		_, err := FromGuest(context.Background(), c.g, 8, "x")
+		_, err := FromGuest(context.Background(), c.g, domain(8))
 		if err == nil && c.want != "" || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -305,10 +330,10 @@ func TestFromGuestSaysWhatIsWrong(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := FromGuest(ctx, guest(nil), 1, "x"); !errors.Is(err, context.Canceled) {
+	if _, err := FromGuest(ctx, guest(nil), domain(1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("a command that was interrupted: %v", err)
 	}
-	if _, err := FromGuest(context.Background(), newFakeGuest(0), 1, "x"); !errors.Is(err, ErrNoKernel) {
+	if _, err := FromGuest(context.Background(), newFakeGuest(0), domain(1)); !errors.Is(err, ErrNoKernel) {
 		t.Errorf("%v", err)
 	}
 }
@@ -330,7 +355,7 @@ func TestFromGuestKernels(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, err := fromImage(ctx, image, "x")
+		want, err := fromImage(ctx, image, "x", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -340,13 +365,18 @@ func TestFromGuestKernels(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		g.runs(entry + slide).free = true
+		// Whatever else a kernel has that looks like one.
+		if banner, err := GuestBanner(ctx, g, 1); err != nil || banner != want.Meta().Banner || g.reads > 4<<20 {
+			t.Errorf("%s: after %d bytes %q, %v, not %q", linux, g.reads, banner, err, want.Meta().Banner)
+		}
 		base, err := want.Address("phys_base")
 		if err != nil {
 			t.Fatal(err)
 		}
 		le.PutUint64(g.mem[fakeBase+base-linkedText:], fakePhysBase(slide))
 		for name, capture := range map[string]func() (*isf.Profile, error){
-			"guest": func() (*isf.Profile, error) { return FromGuest(ctx, g.runs(entry+slide), 1, "x") },
+			"guest": func() (*isf.Profile, error) { return FromGuest(ctx, g, domain(1)) },
 			"dump":  func() (*isf.Profile, error) { return FromDump(ctx, g, "x") },
 		} {
 			g.reads = 0
@@ -444,7 +474,7 @@ func FuzzFromGuest(f *testing.F) {
 				g.mem[at] = h[3]
 			}
 		}
-		p, err := FromGuest(context.Background(), &g, 1, "x")
+		p, err := FromGuest(context.Background(), &g, domain(1))
 		if len(how) == 0 && entry == 0 && err != nil {
 			t.Error(err)
 		}

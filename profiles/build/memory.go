@@ -2,10 +2,13 @@ package build
 
 import (
 	"bytes"
+	"context"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 )
@@ -24,6 +27,9 @@ type memory struct {
 	// located takes the symbols as they were found, where their addresses are not yet
 	// those that the kernel was linked for; or it is nil.
 	located func(*memory, []isf.Symbol) error
+	// debug is an image, whose symbols and debug information are taken where the kernel has
+	// no kallsyms or no BTF; or it is nil.
+	debug *elf.File
 }
 
 // piece is a part of a kernel's memory.
@@ -39,7 +45,7 @@ type piece struct {
 
 // elfMemory is what a kernel's image has.
 func elfMemory(f *elf.File) *memory {
-	m := &memory{left: 8 * maxImage} // sections may overlap
+	m := &memory{left: 8 * maxImage, debug: f} // sections may overlap
 	for _, s := range f.Sections {
 		if s.Type != elf.SHT_PROGBITS && s.Type != elf.SHT_NOTE {
 			continue
@@ -107,3 +113,55 @@ func (m *memory) pointer(addr uint64) uint64 {
 	}
 	return le.Uint64(b) - m.slide
 }
+
+// symbols are those of kallsyms, or of an image's own table of symbols.
+func (m *memory) symbols(ctx context.Context) ([]isf.Symbol, error) {
+	all, err := m.kallsyms(ctx)
+	if !errors.Is(err, errNoKallsyms) || m.debug == nil {
+		return all, err
+	}
+	own, err2 := m.debug.Symbols()
+	if err2 != nil {
+		return nil, err
+	}
+	for _, s := range own {
+		switch elf.ST_TYPE(s.Info) {
+		case elf.STT_NOTYPE, elf.STT_OBJECT, elf.STT_FUNC:
+			if s.Name != "" && s.Section != elf.SHN_UNDEF && len(s.Name) <= maxName {
+				all = append(all, isf.Symbol{Name: s.Name, Addr: s.Value})
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil, err
+	}
+	return all, nil
+}
+
+// types adds those of BTF, or of an image's debug information.
+func (m *memory) types(modules []moduleTypes, out *isf.Builder) (map[string]isf.Type, error) {
+	if m.debug == nil || m.named(".BTF") != nil || len(modules) > 0 {
+		return addBTF(m, modules, out)
+	}
+	size := uint64(0)
+	for _, s := range m.debug.Sections {
+		if strings.HasPrefix(s.Name, ".debug_") || strings.HasPrefix(s.Name, ".zdebug_") {
+			size += s.Size
+		}
+	}
+	switch {
+	case size == 0:
+		return nil, errors.New("neither BTF nor debug information in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have, or a vmlinux that was not stripped")
+	case size > maxDebug:
+		return nil, fmt.Errorf("%d bytes of debug information in it: more than a kernel has", size)
+	}
+	d, err := m.debug.DWARF()
+	if err != nil {
+		return nil, fmt.Errorf("DWARF: %w", err)
+	}
+	return addDWARF(d, out)
+}
+
+// maxDebug bounds debug information, in bytes, unpacked. It is in memory as a whole: of
+// Debian's kernels it has 900 MB.
+const maxDebug = 3 << 30

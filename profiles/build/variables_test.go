@@ -21,7 +21,7 @@ func converted(t *testing.T, types ...btf.Type) *isf.Builder {
 	}
 	out := isf.NewBuilder()
 	m := &memory{left: 1 << 20, pieces: []*piece{{name: ".BTF", size: uint64(len(raw)), data: bytes.NewReader(raw)}}}
-	if _, err := addBTF(m, out); err != nil {
+	if _, err := addBTF(m, nil, out); err != nil {
 		t.Fatal(err)
 	}
 	return out

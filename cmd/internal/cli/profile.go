@@ -18,8 +18,18 @@ import (
 	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
-// profileTarget is where a profile that was made goes.
-type profileTarget struct{ dir, file string }
+// profileTarget is where a profile that was made goes: a file, or the first of folders.
+type profileTarget struct {
+	folders []string
+	file    string
+}
+
+func (t *profileTarget) store() *store.Store { return store.Open(t.folders[0], t.folders[1:]...) }
+
+// foldersFlag is for what looks for profiles.
+func (t *profileTarget) foldersFlag(cmd *cobra.Command) {
+	cmd.PersistentFlags().StringArrayVar(&t.folders, "profiles", []string{store.DefaultFolder}, "`FOLDER` of profiles, as hprobed has it; again for more. New profiles go to the first")
+}
 
 // flag is for a command that makes a profile.
 func (t *profileTarget) flag(cmd *cobra.Command) {
@@ -39,14 +49,14 @@ func (a *app) makeProfile(t *profileTarget, f func() (*isf.Profile, error)) erro
 	}
 	to := t.file
 	if to == "" {
-		if to, err = store.Open(t.dir).Add(p); err != nil {
+		if to, err = t.store().Add(p); err != nil {
 			return err
 		}
 	} else if err := writeProfile(to, p); err != nil {
 		return err
 	}
 	if a.json {
-		return a.value(profileLine{to, p.NumSymbols(), p.Meta().Banner, ""})
+		return a.value(profileLineOf(to, p))
 	}
 	_, err = fmt.Fprintf(a.out, "%s: %s of %q\n", to, count(p.NumSymbols(), "symbol"), p.Meta().Banner)
 	return err
@@ -54,21 +64,9 @@ func (a *app) makeProfile(t *profileTarget, f func() (*isf.Profile, error)) erro
 
 // captureProfile makes the profile of a guest's kernel from its memory.
 func (a *app) captureProfile(ctx context.Context, name string) (p *isf.Profile, err error) {
-	err = a.withHost(ctx, func(h drivers.Host) (err error) {
-		info, err := xenevents.FindDomain(ctx, h, name)
-		if err != nil {
-			return err
-		}
-		dom, err := h.Open(ctx, info.ID)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, dom.Close()) }()
-		p, err = build.FromGuest(ctx, dom, int(info.MaxVCPU)+1, fmt.Sprintf("memory of domain %d (%s)", info.ID, info.Name))
-		if err != nil {
-			return fmt.Errorf("domain %d: %w", info.ID, err)
-		}
-		return nil
+	err = a.withDomain(ctx, name, func(dom xenevents.Domain, info *xenevents.DomainInfo) (err error) {
+		p, err = build.FromGuest(ctx, dom, info)
+		return err
 	})
 	return p, err
 }
@@ -87,15 +85,21 @@ func (a *app) captureDump(ctx context.Context, path string) (*isf.Profile, error
 }
 
 func (a *app) profile() *cobra.Command {
-	to := profileTarget{dir: store.DefaultFolder}
+	var to profileTarget
+	var modules []string
 	mk := &cobra.Command{
-		Use: "build VMLINUZ", Short: "Make the profile of a guest's kernel from its image", Args: exactly("VMLINUZ"),
+		Use: "build VMLINUZ|FOLDER|DEB", Short: "Make the profile of a guest's kernel from its image", Args: exactly("VMLINUZ|FOLDER|DEB"),
 		Long: `build makes a profile (symbols and types) from a kernel image as distributions ship
-it: /boot/vmlinuz-… of the guest, or a vmlinux. It needs no debug package, no root
-and no Xen. The profile goes to hprobed's folder (--profiles), or to a file (--to);
+it: /boot/vmlinuz-… of the guest, or a vmlinux; from a Debian package with one
+(linux-image-….deb), or a folder: such a package unpacked, or the guest's /. It needs no
+debug package, no root and no Xen.
+
+With --module the types and prototypes of modules that the package or folder has are in
+the profile as well. Those of all of a distribution's modules (--module all) make it five
+times as large. The profile goes to hprobed's folder (--profiles), or to a file (--to);
 one called .json or .json.xz is an ISF file, the form that Volatility 3 has.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.makeProfile(&to, func() (*isf.Profile, error) { return build.FromFile(cmd.Context(), args[0]) })
+			return a.makeProfile(&to, func() (*isf.Profile, error) { return build.FromFile(cmd.Context(), args[0], modules...) })
 		},
 	}
 	var dump string
@@ -121,7 +125,8 @@ has two, of before and after kexec, it may be the older one.
 
 The kernel must be linked to run at 16 MiB (CONFIG_PHYSICAL_START=0x1000000), as
 those of distributions are, and have BTF and kallsyms. The profile goes to where
-build puts it.`,
+build puts it. hprobed takes it for this guest alone, and makes one by itself where it
+has none.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.makeProfile(&to, func() (*isf.Profile, error) {
 				if dump != "" {
@@ -132,52 +137,15 @@ build puts it.`,
 		},
 	}
 	to.flag(mk)
+	mk.Flags().StringArrayVar(&modules, "module", nil, "add the types of this `MODULE` (nf_tables); again for more; all: of all modules")
 	to.flag(capture)
 	capture.Flags().StringVar(&dump, "dump", "", "take this `FILE`, a raw dump of a guest's memory, in place of a guest (needs LibVMI)")
 	a.driverFlag(capture)
-	ls := &cobra.Command{Use: "ls", Short: "List the profiles in hprobed's folder", Args: exactly(), RunE: func(*cobra.Command, []string) error {
-		files, err := store.Open(to.dir).Files()
-		if err != nil {
-			return err
-		}
-		rows := [][]string{{"SYMBOLS", "KERNEL", "FILE"}}
-		for _, f := range files {
-			p, err := isf.ReadFile(f)
-			if a.json {
-				if err := a.value(profileLineOf(f, p, err)); err != nil {
-					return err
-				}
-				continue
-			}
-			if err != nil {
-				rows = append(rows, []string{"?", err.Error(), f})
-				continue
-			}
-			rows = append(rows, []string{fmt.Sprint(p.NumSymbols()), guestText(p.Meta().Banner), f})
-		}
-		if a.json {
-			return nil
-		}
-		return a.table(rows)
-	}}
-	c := group("profile", "Make and list profiles: symbols and types of guests' kernels", mk, capture, ls)
-	c.PersistentFlags().StringVar(&to.dir, "profiles", to.dir, "hprobed's folder of profiles")
+	check := a.checkProfile(&to)
+	a.driverFlag(check)
+	c := group("profile", "Make, list and check profiles: symbols and types of guests' kernels", mk, capture, a.listProfiles(&to), check)
+	to.foldersFlag(c)
 	return c
-}
-
-// profileLine is a profile for programs.
-type profileLine struct {
-	File    string `json:"file"`
-	Symbols int    `json:"symbols"`
-	Kernel  string `json:"kernel"`
-	Error   string `json:"error,omitempty"`
-}
-
-func profileLineOf(file string, p *isf.Profile, err error) profileLine {
-	if err != nil {
-		return profileLine{File: file, Error: err.Error()}
-	}
-	return profileLine{File: file, Symbols: p.NumSymbols(), Kernel: p.Meta().Banner}
 }
 
 // writerOf says in which form to write a profile, by the file's name.

@@ -97,7 +97,7 @@ func (r *Report) capture(ctx context.Context, file, domain, to string) (err erro
 			return err
 		}
 		from = []string{"--dump", file}
-	} else if err := r.pause(ctx, dom, int(info.MaxVCPU)+1); err != nil {
+	} else if err := r.pause(ctx, dom, &info); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "hprobe", append([]string{"profile", "capture", "--to", to}, from...)...)
@@ -117,10 +117,10 @@ func (r *Report) capture(ctx context.Context, file, domain, to string) (err erro
 }
 
 // pause is a capture that goes no further than to the pause's end.
-func (r *Report) pause(ctx context.Context, dom drivers.Domain, vcpus int) error {
+func (r *Report) pause(ctx context.Context, dom drivers.Domain, info *xenevents.DomainInfo) error {
 	stopped, stop := context.WithCancel(ctx)
 	defer stop()
-	if _, err := build.FromGuest(stopped, &clock{Domain: dom, report: r, stop: stop}, vcpus, "x"); !errors.Is(err, context.Canceled) {
+	if _, err := build.FromGuest(stopped, &clock{Domain: dom, report: r, stop: stop}, info); !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("a capture that was stopped: %w", err)
 	}
 	return nil
@@ -178,15 +178,16 @@ func differ(got, want *isf.Profile) (string, error) {
 	return "", nil
 }
 
-// text is a profile without its source, which comes three times before all else.
+// text is a profile but for what it is made of.
 func text(p *isf.Profile) ([]byte, error) {
-	source, err := json.Marshal(p.Meta().Source)
-	if err != nil {
-		return nil, err
-	}
 	var b bytes.Buffer
 	if err := p.WriteJSON(&b); err != nil {
 		return nil, err
 	}
-	return bytes.Replace(b.Bytes(), source, []byte(`"source"`), 3), nil
+	source, err := json.Marshal(p.Meta().Source)
+	if err != nil {
+		return nil, err
+	}
+	out := bytes.Replace(b.Bytes(), source, []byte(`"source"`), 3) // before all else
+	return bytes.Replace(out, fmt.Appendf(nil, `"captured":%q`, p.Meta().Captured), []byte(`"captured":""`), 1), nil
 }
