@@ -41,7 +41,7 @@ var mayImport = map[string][]string{
 
 	"profiles/isf":     {},
 	"profiles/image":   {},
-	"profiles/store":   {"profiles/isf"},
+	"profiles/store":   {"profiles/isf", "profiles/build", "profiles/guestos", "xenevents"},
 	"profiles/build":   {"profiles/isf", "xenevents", "xenevents/guestmem"},
 	"profiles/guestos": {"profiles/isf", "profiles/near", "xenevents", "xenevents/guestmem"},
 	"profiles/near":    {},

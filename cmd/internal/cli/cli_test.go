@@ -342,6 +342,8 @@ func TestExitStatusAndMessage(t *testing.T) {
 		"profile build x --to y.txt":   {2, ".json.xz"},
 		"profile build /nonexistent":   {1, "/nonexistent"},
 		"profile capture":              {2, "DOMAIN"},
+		"profile check":                {2, "FILE|DOMAIN"},
+		"profile check ./none.json":    {1, "./none.json"},
 		"profile capture g --to y.txt": {2, ".json.xz"},
 		"profile capture g --driver x": {2, `no driver is called "x"`},
 		"status --socket " + none:      {5, none},
@@ -409,8 +411,20 @@ func TestProfileCommands(t *testing.T) {
 	}
 	code, out, _ = run("profile", "ls", "--profiles", dir, "-o", "json")
 	var l profileLine
-	if err := json.Unmarshal([]byte(strings.Split(out, "\n")[0]), &l); code != 0 || err != nil || l.Symbols != 2 || l.Kernel != b.Meta.Banner {
+	if err := json.Unmarshal([]byte(strings.Split(out, "\n")[0]), &l); code != 0 || err != nil || l.Kernel != b.Meta.Banner {
 		t.Errorf("%d, %v, %q", code, err, out)
+	}
+	code, out, _ = run("profile", "check", filepath.Join(dir, "x.hprofile"))
+	harmless(t, "profile check", out)
+	if code != 0 || !strings.Contains(out, "well-formed: 2 symbols") || !strings.Contains(out, "which guests it fits is not known") {
+		t.Errorf("%d, %q", code, out)
+	}
+	code, out, _ = run("profile", "check", "-o", "json", filepath.Join(dir, "x.hprofile"))
+	if err := json.Unmarshal([]byte(out), &l); code != 0 || err != nil || l.Symbols != 2 || l.Guests != nil {
+		t.Errorf("%d, %v, %q", code, err, out)
+	}
+	if code, out, errs := run("profile", "check", filepath.Join(dir, "x.json")); code != 1 || out != "" || !strings.Contains(errs, "no banner") { // its linux_banner is nowhere
+		t.Errorf("%d, %q, %q", code, out, errs)
 	}
 	if code, out, _ := run("stopgap", "rules"); code != 0 || !strings.Contains(out, "__x64_sys_vmsplice  0x7fffffff  EFAULT") {
 		t.Errorf("%d, %q", code, out)

@@ -107,6 +107,25 @@ func (a *app) listDomains(ctx context.Context, h drivers.Host) error {
 	return a.table(rows)
 }
 
+// withDomain runs f with an open guest.
+func (a *app) withDomain(ctx context.Context, name string, f func(xenevents.Domain, *xenevents.DomainInfo) error) error {
+	return a.withHost(ctx, func(h drivers.Host) (err error) {
+		info, err := xenevents.FindDomain(ctx, h, name)
+		if err != nil {
+			return err
+		}
+		dom, err := h.Open(ctx, info.ID)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, dom.Close()) }()
+		if err := f(dom, &info); err != nil {
+			return fmt.Errorf("domain %d: %w", info.ID, err)
+		}
+		return nil
+	})
+}
+
 func domainFeatures(ctx context.Context, h drivers.Host, name string) (f []xenevents.Feature, err error) {
 	info, err := xenevents.FindDomain(ctx, h, name)
 	if err != nil {

@@ -14,13 +14,12 @@ import (
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/profiles/store"
 	"github.com/hprobe/hprobe/xenevents"
-	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
 const lookHelp = `It reads the guest's memory from dom0, and needs neither hprobed nor altp2m; a guest
 that hprobed watches can be looked at as well. The guest runs on meanwhile: what
 changes while it is read is read again. Needed is the profile of the guest's kernel
-(hprobe profile build, or hprobe profile capture), in the folder --profiles.
+(hprobe profile build, or hprobe profile capture), in a folder --profiles.
 
 Everything that is shown is the guest's word. Where its lists make no sense, have no
 end, or change faster than they can be read, the answer is marked as partial, says
@@ -29,7 +28,7 @@ why, and the exit status is 6.`
 // look is how a guest is looked at: what the commands that do so share.
 type look struct {
 	*app
-	profiles string
+	profiles profileTarget
 	timeout  time.Duration
 	pid      uint32 // where the command takes one
 }
@@ -48,17 +47,8 @@ func (a *app) lookCommand(use, short, long string, run func(context.Context, *lo
 					return err
 				}
 			}
-			return a.withHost(cmd.Context(), func(h drivers.Host) (err error) {
-				info, err := xenevents.FindDomain(cmd.Context(), h, args[0])
-				if err != nil {
-					return err
-				}
-				dom, err := h.Open(cmd.Context(), info.ID)
-				if err != nil {
-					return err
-				}
-				defer func() { err = errors.Join(err, dom.Close()) }()
-				k, err := findKernel(dom, info, l.profiles)
+			return a.withDomain(cmd.Context(), args[0], func(dom xenevents.Domain, info *xenevents.DomainInfo) error {
+				k, err := findKernel(cmd.Context(), dom, info, l.profiles.store())
 				if err != nil {
 					return err
 				}
@@ -68,41 +58,26 @@ func (a *app) lookCommand(use, short, long string, run func(context.Context, *lo
 			})
 		},
 	}
-	cmd.Flags().StringVar(&l.profiles, "profiles", store.DefaultFolder, "the folder of profiles")
+	l.profiles.foldersFlag(cmd)
 	cmd.Flags().DurationVar(&l.timeout, "timeout", 10*time.Second, "how long to read the guest at most; what is found by then is a partial answer")
 	a.driverFlag(cmd)
 	return cmd
 }
 
-// findKernel finds a running guest's kernel by the profile in a folder that is of it.
-func findKernel(dom xenevents.Domain, info xenevents.DomainInfo, folder string) (*guestos.Kernel, error) {
-	files, err := store.Open(folder).Files()
+// findKernel finds a running guest's kernel by the profile of it.
+func findKernel(ctx context.Context, dom xenevents.Domain, info *xenevents.DomainInfo, from *store.Store) (*guestos.Kernel, error) {
+	found, err := from.Find(ctx, dom, info)
+	if none := (*store.NoProfileError)(nil); errors.As(err, &none) {
+		return nil, fmt.Errorf("%w: make one (hprobe profile capture %d, or hprobe profile build of its image)", err, info.ID)
+	}
 	if err != nil {
 		return nil, err
 	}
-	advice := fmt.Sprintf("make one (hprobe profile capture --profiles %s %d, or hprobe profile build of its image)", folder, info.ID)
-	var errs []error
-	guest := ""
-	for _, file := range files {
-		p, err := isf.ReadFile(file)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		k, err := guestos.FindKernel(dom, int(info.MaxVCPU)+1, p)
-		if err == nil {
-			return k, nil
-		}
-		if wrong := (*guestos.WrongProfileError)(nil); errors.As(err, &wrong) {
-			guest = max(guest, wrong.Guest)
-			continue
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", file, err))
+	p, err := isf.ReadFile(found.File)
+	if err != nil {
+		return nil, err
 	}
-	if guest != "" {
-		guest = fmt.Sprintf(", %q", guest)
-	}
-	return nil, errors.Join(append(errs, fmt.Errorf("no profile in %s is of the guest's kernel%s: %s", folder, guest, advice))...)
+	return guestos.FindKernel(dom, int(info.MaxVCPU)+1, p)
 }
 
 // answer prints what was found, as one object for programs or as a table, and marks it where

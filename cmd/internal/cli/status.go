@@ -33,8 +33,8 @@ func (a *app) status() *cobra.Command {
 				if events == nil {
 					events = []string{"none yet"}
 				}
-				fmt.Fprintf(a.out, "\n%s (%d)\n  kernel  %s\n  KASLR   %#x\n  probes  %d, in %s\n  events  %s\n", guestText(one.GetDomain()), one.GetDomainId(),
-					guestText(one.GetKernel()), one.GetSlide(), one.GetProbes(), count(one.GetShadowPages(), "hidden page"), strings.Join(events, ", "))
+				fmt.Fprintf(a.out, "\n%s (%d)\n  kernel  %s\n  profile %s: %s\n  KASLR   %#x\n  probes  %d, in %s\n  events  %s\n", guestText(one.GetDomain()), one.GetDomainId(),
+					guestText(one.GetKernel()), one.GetProfile(), one.GetProfileWhy(), one.GetSlide(), one.GetProbes(), count(one.GetShadowPages(), "hidden page"), strings.Join(events, ", "))
 			}
 			return nil
 		})

@@ -2100,6 +2100,8 @@ type Session struct {
 	Reinjected    uint64                 `protobuf:"varint,7,opt,name=reinjected,proto3" json:"reinjected,omitempty"`
 	Stale         uint64                 `protobuf:"varint,8,opt,name=stale,proto3" json:"stale,omitempty"`
 	ShadowPages   uint32                 `protobuf:"varint,9,opt,name=shadow_pages,json=shadowPages,proto3" json:"shadow_pages,omitempty"`
+	Profile       string                 `protobuf:"bytes,10,opt,name=profile,proto3" json:"profile,omitempty"`                         // its file
+	ProfileWhy    string                 `protobuf:"bytes,11,opt,name=profile_why,json=profileWhy,proto3" json:"profile_why,omitempty"` // it is this one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2195,6 +2197,20 @@ func (x *Session) GetShadowPages() uint32 {
 		return x.ShadowPages
 	}
 	return 0
+}
+
+func (x *Session) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *Session) GetProfileWhy() string {
+	if x != nil {
+		return x.ProfileWhy
+	}
+	return ""
 }
 
 var File_control_proto protoreflect.FileDescriptor
@@ -2391,7 +2407,7 @@ const file_control_proto_rawDesc = "" +
 	"hypervisor\x126\n" +
 	"\bsessions\x18\x04 \x03(\v2\x1a.hprobe.control.v1.SessionR\bsessions\x12\x1a\n" +
 	"\bfindings\x18\x05 \x01(\x04R\bfindings\x12\x18\n" +
-	"\adropped\x18\x06 \x01(\x04R\adropped\"\xd8\x02\n" +
+	"\adropped\x18\x06 \x01(\x04R\adropped\"\x93\x03\n" +
 	"\aSession\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1b\n" +
 	"\tdomain_id\x18\x02 \x01(\rR\bdomainId\x12\x16\n" +
@@ -2403,7 +2419,11 @@ const file_control_proto_rawDesc = "" +
 	"reinjected\x18\a \x01(\x04R\n" +
 	"reinjected\x12\x14\n" +
 	"\x05stale\x18\b \x01(\x04R\x05stale\x12!\n" +
-	"\fshadow_pages\x18\t \x01(\rR\vshadowPages\x1a9\n" +
+	"\fshadow_pages\x18\t \x01(\rR\vshadowPages\x12\x18\n" +
+	"\aprofile\x18\n" +
+	" \x01(\tR\aprofile\x12\x1f\n" +
+	"\vprofile_why\x18\v \x01(\tR\n" +
+	"profileWhy\x1a9\n" +
 	"\vEventsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\xe0\x05\n" +

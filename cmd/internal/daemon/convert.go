@@ -95,6 +95,7 @@ func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
 	return &controlapi.Session{
 		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(n),
 		Events: stats.Events, Reinjected: stats.Reinjected, Stale: stats.Stale, ShadowPages: uint32(stats.Shadows),
+		Profile: text(s.profile.From), ProfileWhy: s.profile.Why,
 	}, nil
 }
 

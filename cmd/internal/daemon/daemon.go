@@ -19,9 +19,11 @@ import (
 
 // Options are what a Daemon is made of.
 type Options struct {
-	Host     xenevents.Host // stays the caller's to close
-	Profiles *store.Store
-	Log      *slog.Logger
+	Host xenevents.Host // stays the caller's to close
+	// FindProfile finds the profile of the kernel that a domain runs, or makes it. It is
+	// not called concurrently.
+	FindProfile func(context.Context, *xenevents.DomainInfo) (*store.Found, error)
+	Log         *slog.Logger
 }
 
 // Daemon holds a session with each domain that has probes. Its methods may be

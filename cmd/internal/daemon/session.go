@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/profiles/store"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
@@ -20,6 +20,7 @@ type session struct {
 	info     xenevents.DomainInfo
 	dom      xenevents.Domain
 	kernel   *guestos.Kernel
+	profile  *store.Found
 	engine   *probe.Engine
 	binder   *binder.Binder
 	bindings []*binding // in the order in which they came
@@ -49,7 +50,7 @@ func (d *Daemon) start(ctx context.Context, info xenevents.DomainInfo) (_ *sessi
 	if err := refuse(ctx, dom); err != nil {
 		return nil, err
 	}
-	kernel, err := d.findKernel(dom, info)
+	kernel, profile, err := d.findKernel(ctx, dom, &info)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +60,7 @@ func (d *Daemon) start(ctx context.Context, info xenevents.DomainInfo) (_ *sessi
 	}
 	// Not with the command's ctx: the session outlives it.
 	run, cancel := context.WithCancel(context.Background())
-	s := &session{info: info, dom: dom, kernel: kernel, engine: engine, cancel: cancel, done: make(chan struct{})}
+	s := &session{info: info, dom: dom, kernel: kernel, profile: profile, engine: engine, cancel: cancel, done: make(chan struct{})}
 	s.binder = binder.New(engine, kernel, info, &d.Findings)
 	go s.run(run, d) // ends with the engine: by stop, or with the domain
 	select {
@@ -120,43 +121,26 @@ func refuse(ctx context.Context, dom xenevents.Domain) error {
 	return nil
 }
 
-// findKernel finds the profile that fits the guest's kernel.
-func (d *Daemon) findKernel(dom xenevents.Domain, info xenevents.DomainInfo) (*guestos.Kernel, error) {
-	files, err := d.Profiles.Files()
+// findKernel finds the guest's kernel by the profile of it.
+func (d *Daemon) findKernel(ctx context.Context, dom xenevents.Domain, info *xenevents.DomainInfo) (*guestos.Kernel, *store.Found, error) {
+	found, err := d.FindProfile(ctx, info)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("there is no profile in %s: make one of the guest's kernel (hprobe profile build VMLINUZ, or hprobe profile capture DOMAIN)", d.Profiles.Dir())
+	log := d.Log.With("domain", info.Name)
+	for _, p := range found.Passed {
+		log.Warn("a profile that was not taken", "profile", p)
 	}
-	var guest string
-	var last error
-	for _, file := range files {
-		p, err := isf.ReadFile(file)
-		if err != nil {
-			d.Log.Warn("a profile that can't be read", "file", file, "err", err)
-			last = err
-			continue
-		}
-		k, err := guestos.FindKernel(dom, int(info.MaxVCPU)+1, p)
-		if err == nil {
-			d.Log.Debug("found the guest's kernel", "profile", filepath.Base(file))
-			return k, nil
-		}
-		var wrong *guestos.WrongProfileError
-		if errors.As(err, &wrong) {
-			guest = max(guest, wrong.Guest)
-		} else {
-			last = err
-		}
+	profile, err := isf.ReadFile(found.File)
+	if err != nil {
+		return nil, nil, err
 	}
-	if guest != "" {
-		return nil, fmt.Errorf("no profile in %s is of the guest's kernel, %q: make one (hprobe profile build VMLINUZ, or hprobe profile capture DOMAIN)", d.Profiles.Dir(), guest)
+	kernel, err := guestos.FindKernel(dom, int(info.MaxVCPU)+1, profile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("profile %s: %w", found.From, err)
 	}
-	if last != nil {
-		return nil, last
-	}
-	return nil, fmt.Errorf("no profile in %s is of the guest's kernel: make one (hprobe profile build VMLINUZ, or hprobe profile capture DOMAIN)", d.Profiles.Dir())
+	log.Info("profile", "file", found.From, "because", found.Why)
+	return kernel, found, nil
 }
 
 // bind arms a detector and keeps it.

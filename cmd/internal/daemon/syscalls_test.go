@@ -15,6 +15,7 @@ import (
 	"github.com/hprobe/hprobe/detectors/sinks"
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/profiles/store"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
 	"github.com/hprobe/hprobe/xenevents/sim"
@@ -136,7 +137,7 @@ func newCallsRig(t *testing.T) *callsRig {
 	})
 	<-engine.Ready()
 	info := xenevents.DomainInfo{ID: 5, Name: "guest"}
-	r.ses = &session{info: info, kernel: r.k, engine: engine, binder: binder.New(engine, r.k, info, &sinks.Hub{})}
+	r.ses = &session{info: info, kernel: r.k, profile: &store.Found{}, engine: engine, binder: binder.New(engine, r.k, info, &sinks.Hub{})}
 	return r
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/hprobe/hprobe/detectors/sinks"
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
+	"github.com/hprobe/hprobe/profiles/store"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
 	"github.com/hprobe/hprobe/xenevents/sim"
@@ -87,7 +88,7 @@ func TestRuleOnAGuest(t *testing.T) {
 	<-engine.Ready()
 	var hub sinks.Hub
 	info := xenevents.DomainInfo{ID: 5, Name: "guest"}
-	ses := &session{info: info, kernel: kernel, engine: engine, binder: binder.New(engine, kernel, info, &hub)}
+	ses := &session{info: info, kernel: kernel, profile: &store.Found{}, engine: engine, binder: binder.New(engine, kernel, info, &hub)}
 	var hits sinks.Fan[*controlapi.Hit]
 	sub := hits.Subscribe()
 	defer sub.Close()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -18,15 +19,15 @@ import (
 	"github.com/hprobe/hprobe/cmd/internal/daemon"
 	"github.com/hprobe/hprobe/cmd/internal/version"
 	"github.com/hprobe/hprobe/detectors/sinks"
-	"github.com/hprobe/hprobe/profiles/store"
 	"github.com/hprobe/hprobe/xenevents/drivers"
 )
 
 type options struct {
-	socket, profiles, findings string
-	driver                     string
-	poll                       int64
-	verbose                    bool
+	socket, findings string
+	driver           string
+	poll             int64
+	verbose          bool
+	profiles         profileOptions
 }
 
 // Main runs hprobed and returns its exit status.
@@ -48,11 +49,13 @@ signal, 1 failed, 2 wrong usage.`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w (hprobed --help)", errUsage, err) })
 	f := cmd.Flags()
 	f.StringVar(&o.socket, "socket", control.DefaultSocket, "where to listen for hprobe")
-	f.StringVar(&o.profiles, "profiles", store.DefaultFolder, "folder with the profiles of guests' kernels")
+	o.profiles.flags(cmd)
 	f.StringVar(&o.findings, "findings", "", `file to append findings to, as JSON lines ("-": standard output)`)
 	f.StringVar(&o.driver, "driver", drivers.Auto, "how to speak to Xen: libvmi, native, or auto (libvmi where hprobed was built with it and it is installed)")
 	f.Int64Var(&o.poll, "poll", 0, "for how many CPU cycles to poll for the next event before sleeping: lower latency, a dom0 CPU busy\n(0: 100,000, which is some 30 µs, where there are several; negative: off)")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more: which profile was taken, for one")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more")
+	cmd.AddCommand(findProfileCommand(stdout))
+	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
@@ -96,7 +99,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	d := daemon.New(daemon.Options{Host: host, Profiles: store.Open(o.profiles), Log: log})
+	d := daemon.New(daemon.Options{Host: host, FindProfile: o.profiles.find, Log: log})
 	if o.findings != "" {
 		out := stdout
 		if o.findings != "-" {
@@ -113,6 +116,6 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 		defer wg.Wait()   // before the file is closed
 		defer sub.Close() // before the wait
 	}
-	log.Info("ready", "version", version.String(), "xen", host.Version(), "driver", host.Name(), "because", why, "socket", o.socket, "profiles", o.profiles)
+	log.Info("ready", "version", version.String(), "xen", host.Version(), "driver", host.Name(), "because", why, "socket", o.socket, "profiles", strings.Join(o.profiles.folders, ", "))
 	return d.Serve(ctx, listener)
 }
