@@ -3,6 +3,11 @@ package xen
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -28,13 +33,14 @@ func TestCapture(t *testing.T) {
 	for _, cfg := range first(2, hosts()...) {
 		t.Run(cfg.String(), func(t *testing.T) {
 			t.Parallel()
-			h := lab.Copy(t, cfg, binary(t, "cmd/hprobe"), binary(t, "test/xen/captured"), profile(t, cfg.Guest))
+			h := lab.Copy(t, cfg, binary(t, "cmd/hprobe"), binary(t, "test/xen/captured"), profile(t, cfg.Guest), inGuest(binary(t, "test/xen/truth")))
 			r := capture(t, h, "")
 			t.Logf("the guest was paused for %d ticks", r.Paused)
 			if r.Paused > pauseTicks || r.Pauses != 1 {
 				t.Errorf("%d pauses of %d ticks in all: it may be one of %d", r.Pauses, r.Paused, pauseTicks)
 			}
 			says(t, h, 3, "hprobe profile capture nosuch", "nosuch")
+			kernelSaysSo(t, h, cfg)
 			alive(t, h)
 		})
 	}
@@ -89,4 +95,43 @@ func capture(t *testing.T, h *lab.Host, flags string) (r captured) {
 		t.Errorf("%s: it may take %d ticks", res.Output, uint64(captureTicks))
 	}
 	return r
+}
+
+// inGuest puts a file there.
+func inGuest(f lab.File) lab.File {
+	f.Guest = true
+	return f
+}
+
+// kernelSaysSo compares the profile of a kernel's image with what the running kernel says
+// of itself: every symbol's address, and of every struct and union the size and where each
+// member and bit field is.
+func kernelSaysSo(t *testing.T, h *lab.Host, cfg lab.Config) {
+	t.Helper()
+	said := h.Guest.MustRun(t, "truth guest")
+	path := filepath.Join(t.TempDir(), "guest.json")
+	if err := os.WriteFile(path, []byte(said), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program, err := lab.BuildGo(t.Context(), module+"test/xen/truth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), program, "profile", profile(t, cfg.Guest).Source, path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	type report struct {
+		Symbols, Structs       string
+		NumSymbols, NumStructs int
+		Unclear                []uint32
+	}
+	var guest, ours report
+	if err := errors.Join(json.Unmarshal([]byte(said), &guest), json.Unmarshal(out, &ours)); err != nil {
+		t.Fatalf("%v: %q, %q", err, said, out)
+	}
+	t.Logf("the kernel has %d symbols and %d structs and unions, and %d names that are of several", guest.NumSymbols, guest.NumStructs, len(guest.Unclear))
+	if guest.Unclear = nil; !reflect.DeepEqual(guest, ours) || guest.NumSymbols < 50_000 || guest.NumStructs < 5_000 {
+		t.Errorf("the kernel says\n%+v\nand the profile\n%+v", guest, ours)
+	}
 }

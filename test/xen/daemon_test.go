@@ -29,9 +29,14 @@ func daemonHostWith(t *testing.T, cfg lab.Config, more []lab.File, programs ...s
 func daemonOf(t *testing.T, cfg lab.Config, files []lab.File) *lab.Host {
 	t.Helper()
 	h := lab.Copy(t, cfg, files...)
-	h.MustRun(t, `hprobed --profiles /payload/profiles --findings /tmp/findings.json > /tmp/hprobed.log 2>&1 & echo $! > /tmp/hprobed.pid
-until hprobe status > /dev/null 2>&1; do [ -d /proc/$(cat /tmp/hprobed.pid) ] || { cat /tmp/hprobed.log; exit 1; }; sleep 0.1; done`)
+	h.MustRun(t, startDaemon("--profiles /payload/profiles --findings /tmp/findings.json"))
 	return h
+}
+
+// startDaemon starts hprobed and waits until it answers.
+func startDaemon(flags string) string {
+	return `hprobed ` + flags + ` > /tmp/hprobed.log 2>&1 & echo $! > /tmp/hprobed.pid
+until hprobe status > /dev/null 2>&1; do [ -d /proc/$(cat /tmp/hprobed.pid) ] || { cat /tmp/hprobed.log; exit 1; }; sleep 0.1; done; `
 }
 
 // says runs a command in dom0 that must end with a status and say some words.
