@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 )
@@ -31,8 +32,31 @@ func (e *PartialError) Reasons() string {
 // maxReasons bounds what an answer says of why it is partial.
 const maxReasons = 8
 
-// reasons collects why an answer is partial.
-type reasons struct{ PartialError }
+// reasons collects why an answer is partial, and how long it was waited for the guest.
+type reasons struct {
+	PartialError
+	waited time.Duration
+}
+
+// maxWait is for how long an answer waits in all: as long as a busy host may take to give
+// a guest a processor.
+const maxWait = time.Second
+
+// wait comes before the nth try, for the guest to go on: a vCPU that Xen has taken the
+// processor from, in the middle of a change, leaves things half done until it runs again.
+func (r *reasons) wait(ctx context.Context, n int) {
+	d := time.Duration(n) * time.Millisecond
+	if n < 2 || r.waited+d > maxWait {
+		return
+	}
+	r.waited += d
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
 
 func (r *reasons) add(format string, args ...any) {
 	if len(r.Why) < maxReasons {

@@ -64,7 +64,7 @@ func (k *Kernel) OpenFiles(ctx context.Context, pid uint32) ([]OpenFile, error) 
 	if err != nil {
 		return nil, err
 	}
-	all, err := again(ctx, func() ([]OpenFile, error) { return k.readOpenFiles(ctx, l, p) }, func(a, b []OpenFile) bool {
+	all, err := again(ctx, &r, func() ([]OpenFile, error) { return k.readOpenFiles(ctx, l, p) }, func(a, b []OpenFile) bool {
 		return slices.EqualFunc(a, b, func(x, y OpenFile) bool {
 			x.Position = y.Position // that of a file that is being read never stands still
 			return x == y

@@ -64,6 +64,7 @@ walk:
 			misses = 0
 		default:
 			if misses++; misses <= tries {
+				r.wait(ctx, misses)
 				for n := len(stack) - 1; n > 0 && !l.holds(&stack[n]); n-- {
 					if seen[stack[n].node] == n {
 						delete(seen, stack[n].node)
@@ -129,10 +130,13 @@ func (l *list[T]) holds(n *listed[T]) bool {
 
 // again reads something that the guest may be changing, until it is twice the same, so
 // that it was all there at one moment. The error is that of the last time, or errChanged.
-func again[T any](ctx context.Context, read func() (T, error), same func(a, b T) bool) (last T, err error) {
+func again[T any](ctx context.Context, r *reasons, read func() (T, error), same func(a, b T) bool) (last T, err error) {
 	for n := range tries {
 		if ctx.Err() != nil {
 			break
+		}
+		if err != nil {
+			r.wait(ctx, n)
 		}
 		now, nowErr := read()
 		if n > 0 && err == nil && nowErr == nil && same(last, now) {

@@ -113,7 +113,7 @@ func (k *Kernel) Loaded(ctx context.Context) ([]LoadedModule, error) {
 	var r reasons
 	modules := &k.layout
 	all, err := (&list[*LoadedModule]{k: k, what: "the list of modules", head: modules.head, limit: maxModules,
-		read: func(node uint64) (*LoadedModule, error) { return k.loadedAt(ctx, l, node-modules.list) },
+		read: func(node uint64) (*LoadedModule, error) { return k.loadedAt(ctx, l, &r, node-modules.list) },
 		same: func(node uint64, was *LoadedModule) bool {
 			name, err := k.text(node-modules.list+modules.name, maxModuleName)
 			return err == nil && (was == nil || was.Name == name)
@@ -135,7 +135,7 @@ func (k *Kernel) Loaded(ctx context.Context) ([]LoadedModule, error) {
 }
 
 // loadedAt reads a struct module; nil is one that is being made.
-func (k *Kernel) loadedAt(ctx context.Context, l *loadedLayout, at uint64) (m *LoadedModule, err error) {
+func (k *Kernel) loadedAt(ctx context.Context, l *loadedLayout, r *reasons, at uint64) (m *LoadedModule, err error) {
 	state, err := k.read32(at + k.layout.state)
 	if err != nil || state == k.layout.unformed {
 		return nil, err
@@ -162,7 +162,7 @@ func (k *Kernel) loadedAt(ctx context.Context, l *loadedLayout, at uint64) (m *L
 	if m.Taints, err = k.taintsOf(l, at); err != nil {
 		return nil, err
 	}
-	var r reasons
+	own := reasons{waited: r.waited}
 	users, err := (&list[string]{k: k, what: "the list of its users", head: at + l.users, limit: maxUsers,
 		read: func(node uint64) (string, error) {
 			user, err := k.read64(node - l.userLink + l.userOf)
@@ -171,14 +171,11 @@ func (k *Kernel) loadedAt(ctx context.Context, l *loadedLayout, at uint64) (m *L
 			}
 			return k.text(user+k.layout.name, maxModuleName)
 		},
-		same: func(uint64, string) bool { return true }}).all(ctx, &r)
+		same: func(uint64, string) bool { return true }}).all(ctx, &own)
 	if err != nil {
 		return nil, err
 	}
-	m.Users = users
-	if err := r.err(); err != nil {
-		m.Why = strings.Join(r.Why, ", ")
-	}
+	r.waited, m.Users, m.Why = own.waited, users, strings.Join(own.Why, ", ")
 	return m, nil
 }
 

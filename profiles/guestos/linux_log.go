@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
@@ -112,9 +113,8 @@ func (l *infoLayout) decode(b *record) (r LogRecord, text uint16) {
 	return r, b.u16(l.size)
 }
 
-// Log reads the kernel's log, oldest first, as far as the kernel has it; what was printed
-// while it is read may be missing. A record that the guest overwrites meanwhile is left
-// out. With a *PartialError comes what was found; a context's deadline makes one.
+// Log reads the kernel's log, oldest first, as far as the kernel has it; what is printed
+// while it is read may be missing, and so may the oldest that is overwritten meanwhile. With a *PartialError comes what was found; a context's deadline makes one.
 func (k *Kernel) Log(ctx context.Context) ([]LogRecord, error) {
 	l, err := k.logs()
 	if err != nil {
@@ -135,6 +135,7 @@ func (k *Kernel) Log(ctx context.Context) ([]LogRecord, error) {
 		err = k.readOldLog(ctx, l.old, &r, keep)
 	} else {
 		err = k.readLog(ctx, l, &r, keep)
+		slices.Reverse(all)
 	}
 	if err != nil {
 		return nil, err
@@ -165,7 +166,7 @@ func (k *Kernel) readLog(ctx context.Context, l *logLayout, r *reasons, keep fun
 	}
 	var bad error
 	wrong := 0
-	for id := tail & mask; ; id = (id + 1) & mask {
+	for id := head & mask; ; id = (id - 1) & mask { // the newest first: the guest overwrites the oldest
 		if stop, err := r.ended(ctx, "the log"); stop || err != nil {
 			return err
 		}
@@ -176,7 +177,7 @@ func (k *Kernel) readLog(ctx context.Context, l *logLayout, r *reasons, keep fun
 		case err != nil:
 			wrong, bad = wrong+1, err
 		}
-		if id == head&mask {
+		if id == tail&mask {
 			break
 		}
 	}

@@ -59,7 +59,7 @@ type oldLog struct {
 }
 
 func (k *Kernel) readOldLog(ctx context.Context, l *oldLogLayout, r *reasons, keep func(*LogRecord) bool) error {
-	log, err := again(ctx, func() (oldLog, error) { return k.copyOldLog(l) }, func(a, b oldLog) bool {
+	log, err := again(ctx, r, func() (oldLog, error) { return k.copyOldLog(l) }, func(a, b oldLog) bool {
 		return a.first == b.first && a.from == b.from && a.to == b.to // else some were overwritten
 	})
 	switch {
@@ -69,6 +69,10 @@ func (k *Kernel) readOldLog(ctx context.Context, l *oldLogLayout, r *reasons, ke
 		return fmt.Errorf("the guest's log: %w", err)
 	}
 	size := uint64(len(log.text) - recordTail)
+	if n := log.to - log.from; n > size/l.header {
+		r.add("the log says of itself that it has %d records in %d bytes", n, size)
+		return nil
+	}
 	at := uint64(log.first)
 	for seq := log.from; seq < log.to; seq++ {
 		if stop, err := r.ended(ctx, "the log"); stop || err != nil {

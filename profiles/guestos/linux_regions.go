@@ -45,6 +45,7 @@ type regionLayout struct {
 	special              uint64 // the operations of memory that the kernel maps for a program
 	specialName          uint64
 	startBrk, brk, stack uint64
+	owner                uint64 // of the lock that writers of the mappings hold
 }
 
 func (k *Kernel) regions() (*regionLayout, error) {
@@ -61,6 +62,13 @@ func (k *Kernel) findRegionLayout(l *regionLayout) error {
 		return err
 	}
 	l.special = uint64(special)
+	var lock uint64
+	if err := k.locateSome(want(&lock, "mm_struct", "mmap_lock", "mmap_sem"), want(&l.owner, "rw_semaphore", "owner")); err != nil {
+		return err
+	}
+	if l.owner != noField && lock != noField { // a real-time kernel has another lock
+		l.owner += lock
+	}
 	return k.locate(want(&l.ops, "vm_area_struct", "vm_ops"), want(&l.private, "vm_area_struct", "vm_private_data"), want(&l.specialName, "vm_special_mapping", "name"),
 		want(&l.startBrk, "mm_struct", "start_brk"), want(&l.brk, "mm_struct", "brk"), want(&l.stack, "mm_struct", "start_stack"))
 }
@@ -85,7 +93,7 @@ func (k *Kernel) Regions(ctx context.Context, pid uint32) ([]Region, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := again(ctx, func() ([]Region, error) { return k.readRegions(ctx, l, p) }, slices.Equal)
+	all, err := again(ctx, &r, func() ([]Region, error) { return k.readRegions(ctx, l, p) }, slices.Equal)
 	return all, r.result(ctx, "the memory of the process", err)
 }
 
@@ -100,6 +108,9 @@ func (k *Kernel) readRegions(ctx context.Context, l *regionLayout, p *Status) (a
 		if bounds[i], err = k.read64(mm + at); err != nil {
 			return nil, err
 		}
+	}
+	if err := k.unlocked(l, mm); err != nil {
+		return nil, err
 	}
 	names := fileNames{k: k}
 	err = k.Mappings(Memory(mm), func(m *Mapping) error {
@@ -121,6 +132,22 @@ func (k *Kernel) readRegions(ctx context.Context, l *regionLayout, p *Status) (a
 		return all, err
 	}
 	return all, k.unchanged(p)
+}
+
+// unlocked fails where the guest is changing a process's mappings. A vCPU that does not run
+// may do so for a while: then they are twice the same, and half done.
+//
+// The owner of the lock is a writer if its lowest bit is 0 (kernel/locking/rwsem.c; before
+// 5.3 linux/rwsem.h), and nobody is 0.
+func (k *Kernel) unlocked(l *regionLayout, mm uint64) error {
+	if l.owner == noField {
+		return nil
+	}
+	owner, err := k.read64(mm + l.owner)
+	if err == nil && owner != 0 && owner&1 == 0 {
+		err = errChanged
+	}
+	return err
 }
 
 // use is what memory that is no file's is for, as the kernel's arch_vma_name and

@@ -187,9 +187,10 @@ func (k *Kernel) withThreads(ctx context.Context, l *statusLayout, r *reasons, p
 			r.add("there are more than %d threads", maxProcesses)
 			break
 		}
-		var own reasons
+		own := reasons{waited: r.waited}
 		threads, err := k.taskList(fmt.Sprintf("the list of threads of process %d", p.PID), signal+l.threadHead, l.thread,
 			func(task uint64) (Status, error) { return k.statusAt(ctx, l, task) }).all(ctx, &own)
+		r.waited = own.waited
 		if err != nil {
 			return nil, err
 		}
