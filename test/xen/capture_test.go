@@ -30,7 +30,7 @@ const captureLimit = 15 * time.Minute
 // of it is in what a kernel frees or changes once it has started.
 func TestCapture(t *testing.T) {
 	t.Parallel()
-	for _, cfg := range first(2, hosts()...) {
+	for _, cfg := range first(1, hosts()...) {
 		t.Run(cfg.String(), func(t *testing.T) {
 			t.Parallel()
 			h := lab.Copy(t, cfg, binary(t, "cmd/hprobe"), binary(t, "test/xen/captured"), profile(t, cfg.Guest), inGuest(binary(t, "test/xen/truth")))
