@@ -44,16 +44,27 @@ func (e *NoProfileError) Error() string {
 
 // Find finds the profile of the kernel that a guest runs, by its banner, and makes sure of
 // it in the guest's memory: by the banner and the build id at the places that the profile
-// has for them. Profiles that were made of files come before the one that was captured
-// from this guest; those captured from others are never taken. It fails with a
+// has for them. Profiles in hprobe's own form come before ISF files, and what was made of
+// files before the one that was captured from this guest; those captured from others are never taken. It fails with a
 // *NoProfileError where there is none, and with what build.GuestBanner says. The guest runs
 // meanwhile, as GuestBanner has it.
 func (s *Store) Find(ctx context.Context, dom build.Guest, info *xenevents.DomainInfo) (*Found, error) {
-	banner, err := build.GuestBanner(ctx, dom, int(info.MaxVCPU)+1)
+	all, err := s.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.List(ctx)
+	// To try one that is in the compact form takes less than to find the guest's banner.
+	for i := range all {
+		p := &all[i]
+		if !p.compact() || p.Error != "" || p.Captured != "" {
+			continue
+		}
+		if found, err := s.try(dom, info, p); err == nil {
+			found.Kernel = p.Banner
+			return found, nil
+		}
+	}
+	banner, err := build.GuestBanner(ctx, dom, int(info.MaxVCPU)+1)
 	if err != nil {
 		return nil, err
 	}

@@ -122,6 +122,7 @@ func TestFind(t *testing.T) {
 		"captured from another":       {map[string]string{"1/captured/x.hprofile": compact(isf.Meta{BuildID: "abcd", Captured: other})}, "", "captured from another guest"},
 		"captured from another, ISF":  {map[string]string{"x.json": string(written(t, ofA(isf.Meta{Captured: other}), toJSON))}, "", "captured from another guest"},
 		"captured, of another kernel": {map[string]string{"1/captured/x.hprofile": compact(isf.Meta{BuildID: "abce", Captured: own})}, "", "another build"},
+		"the compact form first":      {map[string]string{"a.json": isfA, "b.hprofile": compact(isf.Meta{BuildID: "abcd"})}, "b.hprofile", "its banner and build id are the guest's"},
 		"a file comes first":          {map[string]string{"1/captured/x.hprofile": compact(isf.Meta{Captured: own}), "z.json": isfA}, "z.json", "its banner and build id are the guest's"},
 	} {
 		t.Run(name, func(t *testing.T) {
