@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"slices"
 
 	"github.com/hprobe/hprobe/xenevents"
 )
@@ -56,21 +55,10 @@ func (k *Kernel) OpenFiles(ctx context.Context, pid uint32) ([]OpenFile, error) 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := k.names(); err != nil {
-		return nil, err
-	}
-	var r reasons
-	p, err := k.findTask(ctx, &r, pid)
-	if err != nil {
-		return nil, err
-	}
-	all, err := again(ctx, &r, func() ([]OpenFile, error) { return k.readOpenFiles(ctx, l, p) }, func(a, b []OpenFile) bool {
-		return slices.EqualFunc(a, b, func(x, y OpenFile) bool {
-			x.Position = y.Position // that of a file that is being read never stands still
-			return x == y
-		})
+	return ofProcess(ctx, k, pid, "the files of the process", func(p *Status) ([]OpenFile, error) { return k.readOpenFiles(ctx, l, p) }, func(x, y OpenFile) bool {
+		x.Position = y.Position // that of a file that is being read never stands still
+		return x == y
 	})
-	return all, r.result(ctx, "the files of the process", err)
 }
 
 func (k *Kernel) readOpenFiles(ctx context.Context, l *fdLayout, p *Status) (all []OpenFile, err error) {

@@ -1,6 +1,9 @@
 package guestos
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // list is one of the kernel's doubly linked lists (struct list_head), which the guest
 // changes while it is read.
@@ -148,4 +151,18 @@ func again[T any](ctx context.Context, r *reasons, read func() (T, error), same 
 		err = errChanged
 	}
 	return last, err
+}
+
+// ofProcess reads what a process has, whose files have names, until it is twice the same.
+func ofProcess[T any](ctx context.Context, k *Kernel, pid uint32, what string, read func(*Status) ([]T, error), same func(x, y T) bool) ([]T, error) {
+	if _, err := k.names(); err != nil {
+		return nil, err
+	}
+	var r reasons
+	p, err := k.findTask(ctx, &r, pid)
+	if err != nil {
+		return nil, err
+	}
+	all, err := again(ctx, &r, func() ([]T, error) { return read(p) }, func(a, b []T) bool { return slices.EqualFunc(a, b, same) })
+	return all, r.result(ctx, what, err)
 }

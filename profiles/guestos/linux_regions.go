@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
@@ -85,16 +84,7 @@ func (k *Kernel) Regions(ctx context.Context, pid uint32) ([]Region, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := k.names(); err != nil {
-		return nil, err
-	}
-	var r reasons
-	p, err := k.findTask(ctx, &r, pid)
-	if err != nil {
-		return nil, err
-	}
-	all, err := again(ctx, &r, func() ([]Region, error) { return k.readRegions(ctx, l, p) }, slices.Equal)
-	return all, r.result(ctx, "the memory of the process", err)
+	return ofProcess(ctx, k, pid, "the memory of the process", func(p *Status) ([]Region, error) { return k.readRegions(ctx, l, p) }, func(x, y Region) bool { return x == y })
 }
 
 // readRegions reads all once: it fails where anything of it can't be read.

@@ -45,9 +45,9 @@ func (e *NoProfileError) Error() string {
 // Find finds the profile of the kernel that a guest runs, by its banner, and makes sure of
 // it in the guest's memory: by the banner and the build id at the places that the profile
 // has for them. Profiles in hprobe's own form come before ISF files, and what was made of
-// files before the one that was captured from this guest; those captured from others are never taken. It fails with a
-// *NoProfileError where there is none, and with what build.GuestBanner says. The guest runs
-// meanwhile, as GuestBanner has it.
+// files before the one that was captured from this guest; those captured from others are
+// never taken. It fails with a *NoProfileError where there is none, and with what
+// build.GuestBanner says. The guest runs meanwhile, as GuestBanner has it.
 func (s *Store) Find(ctx context.Context, dom build.Guest, info *xenevents.DomainInfo) (*Found, error) {
 	all, err := s.List(ctx)
 	if err != nil {
