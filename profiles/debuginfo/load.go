@@ -1,0 +1,137 @@
+// Package debuginfo reads a file's DWARF, in the terms of profiles: types and prototypes
+// of a kernel and of programs, and the lines of source files. Files may be hostile: what
+// is read of one has bounds in time and memory. debug/dwarf alone has none: it skips by
+// what the file says, backwards too, and follows types as deep as they go.
+package debuginfo
+
+import (
+	"bytes"
+	"compress/zlib"
+	"debug/dwarf"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// ErrNone says that a file has no DWARF.
+var ErrNone = errors.New("it has no debug information (DWARF)")
+
+// ErrTooMuch says that a file has more DWARF than is read.
+var ErrTooMuch = errors.New("more debug information than is read of a file")
+
+// Bounds of a file.
+const (
+	maxSize    = 3 << 30  // bytes, unpacked, all in memory: of Debian's kernels it has 900 MB
+	maxAbbrevs = 64 << 20 // bytes: an entry has as many attributes as these say
+	maxUnits   = 1 << 20  // files that were compiled
+	maxEntries = 1 << 27  // that are looked at, with the rows of tables of lines: a minute
+)
+
+// Info is the debug information of one file. It belongs to one goroutine.
+type Info struct {
+	data  *dwarf.Data
+	lines []byte
+	left  int
+}
+
+// sections that are read; those that DWARF 5 has added stand behind.
+var sections = []string{"abbrev", "info", "line", "ranges", "str", "addr", "line_str", "str_offsets", "rnglists"}
+
+// Load reads what is needed of a file. The error matches ErrNone where there is nothing.
+func Load(f *elf.File) (*Info, error) {
+	found := map[string][]byte{}
+	left := uint64(maxSize)
+	for _, name := range sections {
+		b, err := section(f, name, left)
+		if err != nil {
+			return nil, fmt.Errorf("its section .debug_%s: %w", name, err)
+		}
+		found[name], left = b, left-uint64(len(b))
+	}
+	if len(found["info"]) == 0 {
+		return nil, ErrNone
+	}
+	if len(found["abbrev"]) > maxAbbrevs || !fewUnits(found["info"]) {
+		return nil, ErrTooMuch
+	}
+	d, err := dwarf.New(found["abbrev"], nil, nil, found["info"], found["line"], nil, found["ranges"], found["str"])
+	for _, name := range sections[5:] {
+		if err == nil && found[name] != nil {
+			err = d.AddSection(".debug_"+name, found[name])
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("its debug information: %w", err)
+	}
+	return &Info{data: d, lines: found["line"], left: maxEntries}, nil
+}
+
+// section reads one, which may be packed in the way of ELF, or in that of older linkers.
+func section(f *elf.File, name string, most uint64) ([]byte, error) {
+	if s := f.Section(".debug_" + name); s != nil {
+		if s.Size > most {
+			return nil, ErrTooMuch
+		}
+		return s.Data()
+	}
+	s := f.Section(".zdebug_" + name)
+	if s == nil {
+		return nil, nil
+	}
+	in := s.Open()
+	var head [12]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil || !bytes.HasPrefix(head[:], []byte("ZLIB")) {
+		return nil, errors.New("it is packed in no way that is known")
+	}
+	size := binary.BigEndian.Uint64(head[4:])
+	if size > most {
+		return nil, ErrTooMuch
+	}
+	z, err := zlib.NewReader(in)
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(z, int64(size)))
+}
+
+// fewUnits says whether there are no more units than may be: each takes memory before
+// anything is read of it.
+func fewUnits(info []byte) bool {
+	const escape = 0xffffffff // the length is of 64 bits, and follows
+	for n := 0; len(info) >= 4; n++ {
+		if n == maxUnits {
+			return false
+		}
+		length := uint64(binary.LittleEndian.Uint32(info))
+		info = info[4:]
+		if length == escape {
+			if len(info) < 8 {
+				return true
+			}
+			length = binary.LittleEndian.Uint64(info)
+			info = info[8:]
+		}
+		info = info[min(length, uint64(len(info))):]
+	}
+	return true
+}
+
+// Split says whether the entries are in other files (.dwo), which are not read.
+func Split(f *elf.File) bool {
+	for _, s := range f.Sections {
+		if strings.HasPrefix(s.Name, ".debug_gnu_pub") {
+			return true
+		}
+	}
+	return false
+}
+
+func (i *Info) spend(n int) error {
+	if i.left -= n; i.left < 0 {
+		return ErrTooMuch
+	}
+	return nil
+}
