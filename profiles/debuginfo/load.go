@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 )
 
 // ErrNone says that a file has no DWARF.
@@ -24,17 +23,16 @@ var ErrTooMuch = errors.New("more debug information than is read of a file")
 
 // Bounds of a file.
 const (
-	maxSize    = 3 << 30  // bytes, unpacked, all in memory: of Debian's kernels it has 900 MB
-	maxAbbrevs = 64 << 20 // bytes: an entry has as many attributes as these say
-	maxUnits   = 1 << 20  // files that were compiled
-	maxEntries = 1 << 27  // that are looked at, with the rows of tables of lines: a minute
+	maxSize    = 3 << 30 // bytes, unpacked, all in memory: of Debian's kernels it has 900 MB
+	maxEntries = 1 << 27 // that are looked at, with the rows of tables of lines: a minute
 )
 
 // Info is the debug information of one file. It belongs to one goroutine.
 type Info struct {
-	data  *dwarf.Data
-	lines []byte
-	left  int
+	data               *dwarf.Data
+	lines              []byte
+	strings, linePaths []byte
+	left               int
 }
 
 // sections that are read; those that DWARF 5 has added stand behind.
@@ -54,28 +52,27 @@ func Load(f *elf.File) (*Info, error) {
 	if len(found["info"]) == 0 {
 		return nil, ErrNone
 	}
-	if len(found["abbrev"]) > maxAbbrevs || !fewUnits(found["info"]) {
-		return nil, ErrTooMuch
+	i := &Info{lines: found["line"], strings: found["str"], linePaths: found["line_str"], left: maxEntries}
+	if err := i.checkUnits(found["info"], found["abbrev"]); err != nil {
+		return nil, err
 	}
-	d, err := dwarf.New(found["abbrev"], nil, nil, found["info"], found["line"], nil, found["ranges"], found["str"])
+	var err error
+	i.data, err = dwarf.New(found["abbrev"], nil, nil, found["info"], found["line"], nil, found["ranges"], found["str"])
 	for _, name := range sections[5:] {
 		if err == nil && found[name] != nil {
-			err = d.AddSection(".debug_"+name, found[name])
+			err = i.data.AddSection(".debug_"+name, found[name])
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("its debug information: %w", err)
 	}
-	return &Info{data: d, lines: found["line"], left: maxEntries}, nil
+	return i, nil
 }
 
 // section reads one, which may be packed in the way of ELF, or in that of older linkers.
 func section(f *elf.File, name string, most uint64) ([]byte, error) {
 	if s := f.Section(".debug_" + name); s != nil {
-		if s.Size > most {
-			return nil, ErrTooMuch
-		}
-		return s.Data()
+		return plain(s, most)
 	}
 	s := f.Section(".zdebug_" + name)
 	if s == nil {
@@ -84,7 +81,7 @@ func section(f *elf.File, name string, most uint64) ([]byte, error) {
 	in := s.Open()
 	var head [12]byte
 	if _, err := io.ReadFull(in, head[:]); err != nil || !bytes.HasPrefix(head[:], []byte("ZLIB")) {
-		return nil, errors.New("it is packed in no way that is known")
+		return plain(s, most) // it would not have become smaller
 	}
 	size := binary.BigEndian.Uint64(head[4:])
 	if size > most {
@@ -97,36 +94,12 @@ func section(f *elf.File, name string, most uint64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(z, int64(size)))
 }
 
-// fewUnits says whether there are no more units than may be: each takes memory before
-// anything is read of it.
-func fewUnits(info []byte) bool {
-	const escape = 0xffffffff // the length is of 64 bits, and follows
-	for n := 0; len(info) >= 4; n++ {
-		if n == maxUnits {
-			return false
-		}
-		length := uint64(binary.LittleEndian.Uint32(info))
-		info = info[4:]
-		if length == escape {
-			if len(info) < 8 {
-				return true
-			}
-			length = binary.LittleEndian.Uint64(info)
-			info = info[8:]
-		}
-		info = info[min(length, uint64(len(info))):]
+// plain reads a section, which debug/elf unpacks where that is ELF's way.
+func plain(s *elf.Section, most uint64) ([]byte, error) {
+	if s.Size > most {
+		return nil, ErrTooMuch
 	}
-	return true
-}
-
-// Split says whether the entries are in other files (.dwo), which are not read.
-func Split(f *elf.File) bool {
-	for _, s := range f.Sections {
-		if strings.HasPrefix(s.Name, ".debug_gnu_pub") {
-			return true
-		}
-	}
-	return false
+	return s.Data()
 }
 
 func (i *Info) spend(n int) error {

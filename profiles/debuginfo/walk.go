@@ -78,7 +78,13 @@ func (w *Walker) step() (*dwarf.Entry, error) {
 	if err != nil || e == nil {
 		return nil, err
 	}
-	if err := w.info.spend(1 + len(e.Field)/8); err != nil {
+	cost := 1
+	for n := range e.Field {
+		if text, ok := e.Field[n].Val.(string); ok {
+			cost += len(text) / 64
+		}
+	}
+	if err := w.info.spend(cost); err != nil {
 		return nil, err
 	}
 	if isUnit(e.Tag) {
