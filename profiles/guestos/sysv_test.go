@@ -109,7 +109,7 @@ func TestSysV(t *testing.T) {
 			t.Errorf("%s: %q, not %q", c.prototype, got, c.want)
 		}
 	}
-	for name, in := range map[string]bool{"int": true, "char*": true, "__int128": true, "double": false, "long double": false, "struct point": false, "struct large": false, "void": true} {
+	for name, in := range map[string]bool{"int": true, "char*": true, "__int128": true, "double": false, "long double": false, "struct point": true, "struct outer": false, "struct large": false, "void": true} {
 		if err := Returned(p, of(name)); (err == nil) != in {
 			t.Errorf("%s: %v", name, err)
 		}
