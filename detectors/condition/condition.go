@@ -165,8 +165,12 @@ func (s *Scope) explain(issues *cel.Issues, tree *ast.AST) string {
 		}
 	}
 	text := strings.Join(all, "; ")
-	if strings.Contains(text, "undeclared reference") && !strings.Contains(text, "did you mean") {
+	switch {
+	case !strings.Contains(text, "undeclared reference"):
+	case !strings.Contains(text, "did you mean"):
 		text += s.known()
+	case s.hint != "":
+		text += "; " + s.hint
 	}
 	return text
 }

@@ -31,7 +31,7 @@ const (
 )
 
 // profile is of a kernel with one function: vfs_stat(const char *name, int flags).
-func profile(t *testing.T) *isf.Profile {
+func profile(t testing.TB) *isf.Profile {
 	t.Helper()
 	b := isf.NewBuilder()
 	b.Meta.Banner = "Linux version 6"
