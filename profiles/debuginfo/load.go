@@ -49,6 +49,10 @@ func Load(f *elf.File) (*Info, error) {
 		}
 		found[name], left = b, left-uint64(len(b))
 	}
+	return fromSections(found)
+}
+
+func fromSections(found map[string][]byte) (*Info, error) {
 	if len(found["info"]) == 0 {
 		return nil, ErrNone
 	}
