@@ -19,6 +19,7 @@ var abbrevs = []byte{
 	3, 0x2e, 1, 0, 0,
 	4, 0x0f, 0, 0x49, 0x13, 0, 0, // DW_AT_type
 	5, 0x13, 1, 0x03, 0x08, 0x0b, 0x0b, 0, 0, // DW_AT_name, DW_AT_byte_size
+	7, 0x2e, 0, 0x03, 0x08, 0x11, 0x01, 0x36, 0x0b, 0, 0, // DW_AT_name, DW_AT_low_pc, DW_AT_calling_convention
 	6, 0x0d, 0, 0x03, 0x08, 0x49, 0x13, 0x38, 0x0b, 0, 0, // DW_AT_name, DW_AT_type, DW_AT_data_member_location
 	0,
 }
@@ -144,11 +145,27 @@ func TestHostileSizes(t *testing.T) {
 		"2^40 folders":             append(head(5), huge...),
 		"folders of nothing":       append(head(5), binary.AppendUvarint([]byte{0}, 1<<20)...),
 		"nothing":                  {},
-		"many files of one folder": append(append(append(head(4), long...), 0), bytes.Repeat([]byte{'a', 0, 1, 0, 0}, 1000)...),
+		"many files of one folder": append(append(append(head(4), long...), 0), append(bytes.Repeat([]byte{'a', 0, 1, 0, 0}, 1000), 0)...),
 	} {
 		i := hostile(t, map[string][]byte{"info": unit([]byte{0}), "line": lines})
 		if _, err := i.Line("a.c", 1, func(uint64) bool { return true }); !errors.Is(err, errDamaged) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestCalls: LLVM says of a function whose arguments it has changed that no debugger should
+// call it. No language is none that calls like C.
+func TestCalls(t *testing.T) {
+	entry := append(le.AppendUint64([]byte{7, 'f', 0}, 0x1000), 3)
+	info := unit(entry)
+	for language, want := range map[byte]Calls{0x0c: CallsChanged, 0x21: CallsChanged, 0x16: CallsOther} {
+		withLanguage := append([]byte{1, 0x11, 1, 0x10, 0x17, 0x13, 0x0b, 0, 0}, abbrevs[7:]...)
+		b := append(append(append([]byte{}, info[:headLen+5]...), language), info[headLen+5:]...)
+		le.PutUint32(b, uint32(len(b)-4))
+		found, err := hostile(t, map[string][]byte{"info": b, "abbrev": withLanguage}).Functions("f", 0, func(at uint64) bool { return at == 0x1000 })
+		if err != nil || len(found) != 1 || found[0].Calls != want || found[0].Addr != 0x1000 {
+			t.Errorf("%#x: %+v, %v", language, found, err)
 		}
 	}
 }

@@ -193,7 +193,11 @@ func TestCopies(t *testing.T) {
 	if err := os.WriteFile(source, []byte("volatile int v;\nint both(int a) { v++; return a + v; }\nint main(int argc, char **argv) { return both(argc) + both(argc + 1); }\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tool(t, "gcc", "-O2", "-g", "-o", path, source)
+	other := filepath.Join(t.TempDir(), "other.c") // with another one of that name
+	if err := os.WriteFile(other, []byte("\n\n\nstatic inline __attribute__((always_inline)) int both(int a) { asm volatile(\"nop\"); return a; }\nint more(int a) { return both(a) + both(a + 1) + both(a + 2); }\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "gcc", "-O2", "-g", "-o", path, source, other)
 	if found, err := opened(t, path).Find("both", 0); err != nil || found.Copied != 2 || found.Types == nil {
 		t.Errorf("%+v, %v", found, err)
 	}

@@ -49,9 +49,9 @@ int main(int argc, char **argv) {
     snprintf(why, sizeof why, "because %ld", i);
     int served = serve(&req, why, 1.5, i % 4);
     const char *text = hidden(&req, i);
-    printf("serve(path=\"%s\", uid=%d, name=\"%s\", kind=%s, urgent=%d, level=%d, count=%ld, why=\"%s\", sure=%s) served=%d\n", path, owner.uid, owner.name,
+    printf("serve(path=\"%s\", uid=%d, name=\"%s\", kind=%s, urgent=0x%x, level=0x%x, count=%ld, why=\"%s\", sure=%s) served=%d\n", path, owner.uid, owner.name,
            i % 2 ? "PIPE_KIND(2)" : "FILE_KIND(1)", req.urgent, req.level, req.count, why, i % 4 ? "true" : "false", served);
-    printf("hidden(number=%#lx) text=\"%s\" lined=%ld\n", i, text, lined(i));
+    printf("hidden(number=0x%lx) text=\"%s\" lined=%ld\n", i, text, lined(i));
   }
   printf("ok\n");
   return 0;
