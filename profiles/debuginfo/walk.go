@@ -32,9 +32,9 @@ func (w *Walker) Next() (*dwarf.Entry, error) {
 	}
 }
 
-// Below returns the next entry if it is below the one at a depth; else nil, and the walk
+// below returns the next entry if it is below the one at a depth; else nil, and the walk
 // has gone by all that are.
-func (w *Walker) Below(depth int) (*dwarf.Entry, error) {
+func (w *Walker) below(depth int) (*dwarf.Entry, error) {
 	for w.at > depth {
 		e, err := w.step()
 		if err != nil || e == nil || e.Tag != 0 {
@@ -44,17 +44,17 @@ func (w *Walker) Below(depth int) (*dwarf.Entry, error) {
 	return nil, nil
 }
 
-// Child is Below of the entry's own children: what is below these is passed by.
+// Child returns the next child of the entry at a depth, and passes by what is below that;
+// nil behind the last one.
 func (w *Walker) Child(depth int) (*dwarf.Entry, error) {
-	for {
-		e, err := w.Below(depth)
-		if err != nil || e == nil || w.Depth == depth+1 {
-			return e, err
-		}
+	e, err := w.below(depth)
+	if err == nil && e != nil {
+		err = w.Skip(e)
 	}
+	return e, err
 }
 
-// Skip passes by what is below the entry that Next returned.
+// Skip passes by what is below the entry that was returned last.
 func (w *Walker) Skip(e *dwarf.Entry) error {
 	if !e.Children {
 		return nil

@@ -181,7 +181,7 @@ func (f *File) choose(out Found, symbol string, add, addr uint64, all []debuginf
 		}
 		return one.Addr == 0 || addr != 0 && one.Addr != addr
 	})
-	whole := func(one debuginfo.Function) bool { return !changed(names[one.Addr], one.Name) }
+	whole := func(one debuginfo.Function) bool { return !changed(names[one.Addr], &one) }
 	if slices.ContainsFunc(here, whole) {
 		here = slices.DeleteFunc(here, func(one debuginfo.Function) bool { return !whole(one) })
 	}
@@ -265,10 +265,25 @@ func (f *File) namesAt() (map[uint64][]string, error) {
 	return names, err
 }
 
+// changes are how compilers call what they made of a function with other arguments:
+// name.constprop.0, name.isra.0; of others (name.lto_priv.0) they are the same.
+var changes = []string{".constprop.", ".isra.", ".part.", ".argelim", ".argprom"}
+
 // changed says whether what is there is not a function itself, but what the compiler made
-// of it: name.constprop.0, name.isra.0, name.part.0.
-func changed(symbols []string, name string) bool {
-	return name != "" && !slices.Contains(symbols, name) && slices.ContainsFunc(symbols, func(s string) bool { return strings.HasPrefix(s, name+".") })
+// of it. symbols are those at its address.
+func changed(symbols []string, one *debuginfo.Function) bool {
+	for _, name := range []string{one.Name, one.Symbol} {
+		if name == "" || slices.Contains(symbols, name) {
+			continue
+		}
+		for _, s := range symbols {
+			rest, of := strings.CutPrefix(s, name)
+			if of && slices.ContainsFunc(changes, func(c string) bool { return strings.Contains(rest, c) }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // FindLine finds where the first statement of a line begins, in the order of addresses.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hprobe/hprobe/profiles/debuginfo"
 	"github.com/hprobe/hprobe/profiles/isf"
 )
 
@@ -200,6 +201,21 @@ func TestCopies(t *testing.T) {
 	tool(t, "gcc", "-O2", "-g", "-o", path, source, other)
 	if found, err := opened(t, path).Find("both", 0); err != nil || found.Copied != 2 || found.Types == nil {
 		t.Errorf("%+v, %v", found, err)
+	}
+}
+
+// TestChanged: which symbols say that a function has other arguments than its source.
+func TestChanged(t *testing.T) {
+	for _, c := range []struct {
+		symbols []string
+		want    bool
+	}{
+		{[]string{"f"}, false}, {nil, false}, {[]string{"f.lto_priv.0"}, false}, {[]string{"g.isra.0"}, false}, {[]string{"f", "f.part.0"}, false},
+		{[]string{"f.isra.0"}, true}, {[]string{"f.lto_priv.0.constprop.1"}, true}, {[]string{"_Z1fi.part.2"}, true}, {[]string{"other", "f.argelim"}, true},
+	} {
+		if got := changed(c.symbols, &debuginfo.Function{Name: "f", Symbol: "_Z1fi"}); got != c.want {
+			t.Errorf("%q: %t", c.symbols, got)
+		}
 	}
 }
 
