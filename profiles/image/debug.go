@@ -278,7 +278,7 @@ func changed(symbols []string, one *debuginfo.Function) bool {
 		}
 		for _, s := range symbols {
 			rest, of := strings.CutPrefix(s, name)
-			if of && slices.ContainsFunc(changes, func(c string) bool { return strings.Contains(rest, c) }) {
+			if of && strings.HasPrefix(rest, ".") && slices.ContainsFunc(changes, func(c string) bool { return strings.Contains(rest, c) }) {
 				return true
 			}
 		}
