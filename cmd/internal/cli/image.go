@@ -9,6 +9,7 @@ import (
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/profiles/image"
+	"github.com/hprobe/hprobe/profiles/isf"
 )
 
 const imageHelp = `image:/usr/bin/sudo!main is a function of a user program or library,
@@ -68,48 +69,53 @@ func (f *imageFiles) place(at string) (place *controlapi.ImagePlace, notes []str
 		return nil, nil, fmt.Errorf("%s: %w", f.program, err)
 	}
 	place = &controlapi.ImagePlace{Offset: found.Offset, Code: found.Code, BuildId: found.BuildID}
+	notes = placeNotes(&found)
 	if found.Types != nil {
-		var packed bytes.Buffer
-		if err := found.Types.WriteCompact(&packed); err != nil {
+		var unread []string
+		if place.Types, unread, err = packTypes(loc, found.Types); err != nil {
 			return nil, nil, err
 		}
-		place.Types = packed.Bytes()
+		notes = append(notes, unread...)
 	}
-	notes, err = placeNotes(loc, &found, place.Types)
-	return place, notes, err
+	return place, notes, nil
 }
 
-// placeNotes are what an operator should know of a place.
-func placeNotes(loc binder.Location, found *image.Found, types []byte) (notes []string, err error) {
-	if n := found.Copied; n > 0 {
-		notes = append(notes, fmt.Sprintf("the compiler has put %s of it into other functions as well, which the probe does not see", plural(n, "copy", "copies")))
+// packTypes makes of a prototype and its types what goes to hprobed, and says which
+// arguments can't be read. Without types they are registers there.
+func packTypes(loc binder.Location, types *isf.Profile) (packed []byte, notes []string, err error) {
+	var out bytes.Buffer
+	if err := types.WriteCompact(&out); err != nil {
+		return nil, nil, err
 	}
-	if n := len(found.Others); n > 0 {
-		notes = append(notes, fmt.Sprintf("the line has code at %s more, which the probe does not see (image:PATH+OFFSET): %s", count(uint64(n), "place"), image.OffsetsText(found.Others)))
+	sig, err := binder.SignatureAt(nil, loc, &detectors.ImagePlace{Types: out.Bytes()})
+	if err != nil {
+		return nil, []string{registersNote + err.Error()}, nil
 	}
-	if found.Untyped != "" {
-		notes = append(notes, "its arguments are shown as registers: "+found.Untyped)
-	}
-	if found.Clipped {
-		notes = append(notes, "its arguments lead to very many types: those that are far from them are left out")
-	}
-	if types == nil {
-		return notes, nil
-	}
-	sig, err := binder.SignatureAt(nil, loc, &detectors.ImagePlace{Types: types})
 	for _, a := range sig.Args {
 		if a.Unread != nil {
 			notes = append(notes, fmt.Sprintf("argument %s (%s) is not shown: %v", a.Name, a.Type, a.Unread))
 		}
 	}
-	return notes, err
+	return out.Bytes(), notes, nil
 }
 
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
+const registersNote = "its arguments are shown as registers: "
+
+// placeNotes are what an operator should know of a place.
+func placeNotes(found *image.Found) (notes []string) {
+	if n := found.Copied; n > 0 {
+		notes = append(notes, fmt.Sprintf("the compiler has copied it into other functions, at %s, which the probe does not see", count(uint64(n), "place")))
 	}
-	return fmt.Sprintf("%d %s", n, many)
+	if n := len(found.Others); n > 0 {
+		notes = append(notes, fmt.Sprintf("the line has code at %s more, which the probe does not see (image:PATH+OFFSET): %s", count(uint64(n), "place"), image.OffsetsText(found.Others)))
+	}
+	if found.Untyped != "" {
+		notes = append(notes, registersNote+found.Untyped)
+	}
+	if found.Clipped {
+		notes = append(notes, "its arguments lead to very many types: those that are far from them are left out")
+	}
+	return notes
 }
 
 // processesText says in how many processes a probe is.

@@ -75,11 +75,13 @@ func TestImageTypes(t *testing.T) {
 	text := `struct pair { long a, b, c; };
 static inline __attribute__((always_inline)) long more(long n) { asm volatile("nop"); return n; }
 __attribute__((noipa)) long both(struct pair *p, double d, struct pair by) { return p->a + d + by.b; }
-__attribute__((noinline)) long twice(long n) { asm volatile(""); return n; }
+static __attribute__((noipa)) long twice(long n) { return n; }
+volatile long all;
+int count(int n) { all++; return n + all; }
 int main(int argc, char **argv) {
 	struct pair p = {argc};
 	for (long i = more(argc); i < 9; i += more(i)) /* the loop */
-		p.b += twice(i);
+		p.b += twice(i) + count(i);
 	return both(&p, 1, p);
 }
 `
@@ -119,6 +121,9 @@ int main(int argc, char **argv) {
 	if status, errs, got := add("--image-file", program, "--at", fmt.Sprintf("image:/bin/x!x.c:%d", 1+strings.Count(text[:strings.Index(text, "/* the loop")], "\n"))); status != exitOK || len(got.GetImage().GetCode()) == 0 || got.GetImage().GetTypes() != nil ||
 		!strings.Contains(errs, "the line has code at") {
 		t.Errorf("status %d, %q: %+v", status, errs, got)
+	}
+	if status, errs, got := add("--image-file", program, "--at", "image:/bin/x!count"); status != exitOK || !strings.Contains(errs, "copied it into other functions, at 1 place,") || got.GetImage().GetTypes() == nil {
+		t.Errorf("status %d, %q", status, errs)
 	}
 	for _, c := range []struct {
 		status int
