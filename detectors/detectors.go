@@ -23,7 +23,8 @@ type Detector interface {
 type ProbeSpec struct {
 	Name string
 	// At is where: "symbol", "symbol+0x10", "module!symbol", an address, or
-	// "image:PATH!symbol" and "image:PATH+0xOFFSET" in a user program or library.
+	// "image:PATH!symbol" and "image:PATH+0xOFFSET" in a user program or library; with
+	// Image also "image:PATH!file.c:123".
 	// "caller:callee" is the one place where a function of the kernel calls another,
 	// whose arguments a hit there has; "caller:callee|callee" where kernels differ.
 	At string
@@ -61,6 +62,9 @@ type ImagePlace struct {
 	Offset  uint64 // in the file, in bytes
 	Code    []byte // what the file has there, from an instruction's first byte on
 	BuildID []byte // nil: the file has none
+	// Types is a profile, in the compact form, with the prototype of the function that At
+	// names, and its types; nil: they are not known.
+	Types []byte
 }
 
 // Budget bounds what a probe costs its guest. A field that is 0 has the default:

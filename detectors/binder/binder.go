@@ -13,7 +13,6 @@ import (
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/image"
-	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
@@ -191,9 +190,13 @@ func (b *Binder) request(d detectors.Detector, spec detectors.ProbeSpec, loc Loc
 		return r, err
 	}
 	h.read = h.readKernel
-	h.args = ArgsAt(b.kernel.Profile, loc)
+	sig, err := SignatureAt(b.kernel.Profile, loc, spec.Image)
+	if err != nil {
+		return r, err
+	}
+	h.args = sig.Args
 	h.call = loc.Callee != ""
-	h.entry = spec.Return || !h.call && len(h.args) > 0
+	h.entry = spec.Return || loc.Entry()
 	r.Decide = b.decide(d, spec, h)
 	r.Gap = func(g probe.Gap) { b.sink.Emit(b.gap(d, spec, &g)) }
 	if spec.Return {
@@ -294,35 +297,6 @@ func (b *Binder) decide(d detectors.Detector, spec detectors.ProbeSpec, h *hit) 
 		}
 		return v
 	}
-}
-
-// ArgsAt returns what is known of the arguments at a place; only a function's entry
-// and a call of it have any. Of one whose prototype is not in the profile the first six
-// registers are taken, untyped. A module's function has a prototype of its own,
-// module!function: it may have the name of one of the kernel's.
-func ArgsAt(p *isf.Profile, at Location) []guestos.Arg {
-	switch {
-	case at.Offset != 0, at.Image != "" && at.Symbol == "":
-		return nil
-	case at.Image != "":
-		return guestos.UntypedArgs()
-	}
-	function := at.Symbol
-	switch {
-	case at.Callee != "":
-		names := at.callees()
-		function = names[max(slices.IndexFunc(names, func(c string) bool { return len(p.Addresses(c)) > 0 }), 0)]
-	case at.Module != "":
-		function = at.Module + "!" + function
-	}
-	args, err := guestos.Args(p, function)
-	if errors.Is(err, guestos.ErrNoPrototype) {
-		return guestos.UntypedArgs()
-	}
-	if err != nil {
-		return nil
-	}
-	return args
 }
 
 // hit is a detectors.Hit.

@@ -19,12 +19,15 @@ const (
 // parseImage reads what follows image: a path, and a symbol or an offset.
 func parseImage(text string) (Location, error) {
 	fail := func(why string) (Location, error) {
-		return Location{}, fmt.Errorf("no place in a program: %q (%s); it is written like image:/bin/sh!main, image:/bin/sh!main+0x10, image:libc.so.6!malloc or image:/bin/sh+0x1234 (an offset in the file)", text, why)
+		return Location{}, fmt.Errorf("no place in a program: %q (%s); it is written like image:/bin/sh!main, image:/bin/sh!main+0x10, image:libc.so.6!malloc, image:/bin/sh!main.c:123 (a line) or image:/bin/sh+0x1234 (an offset in the file)", text, why)
 	}
 	l := Location{Image: text}
 	if i := strings.LastIndexByte(text, '!'); i >= 0 { // a path may have one
 		l.Image, l.Symbol = text[:i], text[i+1:]
 		rest, offset, ok := cutLast(l.Symbol, '+')
+		if file, line, isLine := parseLine(l.Symbol); isLine {
+			l.File, l.Line, l.Symbol, ok = file, line, "", false
+		}
 		if ok {
 			v, err := strconv.ParseUint(offset, 0, 64)
 			if err != nil || v > maxOffset {
@@ -32,7 +35,7 @@ func parseImage(text string) (Location, error) {
 			}
 			l.Symbol, l.Offset = rest, v
 		}
-		if !isUserName(l.Symbol) {
+		if !isUserName(l.Symbol + l.File) {
 			return fail("no symbol's name")
 		}
 	} else {
@@ -50,6 +53,19 @@ func parseImage(text string) (Location, error) {
 		return fail("no path from the guest's root on, and no file's name")
 	}
 	return l, nil
+}
+
+// maxLine bounds the number of a line.
+const maxLine = 1 << 24
+
+// parseLine reads file.c:123.
+func parseLine(text string) (file string, line int, ok bool) {
+	file, number, _ := cutLast(text, ':')
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil || n == 0 || n > maxLine || !strings.Contains(file, ".") || strings.HasSuffix(file, ":") {
+		return "", 0, false
+	}
+	return file, int(n), true
 }
 
 func cutLast(s string, at byte) (before, after string, found bool) {

@@ -68,6 +68,9 @@ var errLooked = fmt.Errorf("the guest's mappings were looked at for %v, and ther
 // addImage puts a probe into a program or library.
 func (b *Binder) addImage(ctx context.Context, d detectors.Detector, spec detectors.ProbeSpec) (_ Bound, err error) {
 	loc, err := placeOf(spec)
+	if err == nil && loc.Line > 0 && spec.Image == nil {
+		err = fmt.Errorf("%s:%d is found in an operator's copy of %s alone (--image-file)", loc.File, loc.Line, loc.Image)
+	}
 	if err != nil {
 		return Bound{}, err
 	}

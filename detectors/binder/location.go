@@ -20,6 +20,9 @@ type Location struct {
 	// Image is the path of a user program or library, or the last part of it; "" for
 	// the kernel.
 	Image string
+	// File and Line are of the image's source; "" and 0 where the place is no line.
+	File string
+	Line int
 	// Callee, if not "": where the function of the Symbol calls this one. Kernels may
 	// have it under several names: "one|another".
 	Callee string
@@ -96,6 +99,8 @@ var endless = []string{"do_exit", "do_group_exit", "make_task_dead", "rewind_sta
 // MayReturn says why a location is no place for a probe of returns, if it is none.
 func (l Location) MayReturn() error {
 	switch {
+	case l.Line > 0:
+		return fmt.Errorf("returns are seen from a function's first instruction on, not from a line: name the function of %s:%d", l.File, l.Line)
 	case l.Callee != "":
 		return fmt.Errorf("returns are seen from a function's first instruction on, not from where one is called: that of %s", l.Callee)
 	case l.Symbol != "" && l.Offset != 0:

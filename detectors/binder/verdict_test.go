@@ -83,7 +83,11 @@ func TestArgsAt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		args := ArgsAt(p, at)
+		sig, err := SignatureAt(p, at, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := sig.Args
 		if want == "" && args != nil || want != "" && args[0].Name != want {
 			t.Errorf("%s: %+v", text, args)
 		}

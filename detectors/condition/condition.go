@@ -46,6 +46,8 @@ type Place struct {
 	// value, of type Result; the zero Type where that is not known.
 	Ends   bool
 	Result isf.Type
+	// Hint is added to an error of a name that nobody knows.
+	Hint string
 	// Of is what is watched there, if it is no instruction. Deniable: what is seen can be
 	// denied. Async: the guest does not wait.
 	Of              Of
@@ -66,11 +68,12 @@ type Scope struct {
 	env      *cel.Env
 	types    *provider
 	hit      *view
+	hint     string
 }
 
 // NewScope makes the scope of a place.
 func NewScope(profile *isf.Profile, at Place) (*Scope, error) {
-	s := &Scope{profile: profile, ends: at.Ends, of: at.Of, syscalls: at.Syscall, names: map[string]source{}, hit: &view{}}
+	s := &Scope{profile: profile, ends: at.Ends, of: at.Of, syscalls: at.Syscall, names: map[string]source{}, hit: &view{}, hint: at.Hint}
 	if !at.Ends {
 		s.args = at.Args
 	}
@@ -162,8 +165,12 @@ func (s *Scope) explain(issues *cel.Issues, tree *ast.AST) string {
 		}
 	}
 	text := strings.Join(all, "; ")
-	if strings.Contains(text, "undeclared reference") && !strings.Contains(text, "did you mean") {
+	switch {
+	case !strings.Contains(text, "undeclared reference"):
+	case !strings.Contains(text, "did you mean"):
 		text += s.known()
+	case s.hint != "":
+		text += "; " + s.hint
 	}
 	return text
 }
@@ -196,6 +203,9 @@ func (s *Scope) known() string {
 		what += ", and the arguments " + strings.Join(args, ", ")
 	default:
 		what += "; there are no arguments here"
+	}
+	if s.hint != "" {
+		what += "; " + s.hint
 	}
 	return what
 }

@@ -66,7 +66,7 @@ func (s *Scope) declare(at *Place) error {
 		if shape == nil {
 			shape, _ = s.types.base(untyped)
 		}
-		from := s.hit.add(source{shape: shape, arg: i, number: func(h detectors.Hit) (uint64, error) { return h.Arg(i) }})
+		from := s.hit.add(source{shape: shape, arg: i, unread: a.Unread, number: func(h detectors.Hit) (uint64, error) { return h.Arg(i) }})
 		add(fmt.Sprintf("arg%d", i), from)
 		if !identifier.MatchString(a.Name) {
 			continue
@@ -82,7 +82,7 @@ func (s *Scope) declare(at *Place) error {
 		if shape == nil {
 			shape = anInt // an error is below 0
 		}
-		add(ret, s.hit.add(source{shape: shape, arg: -1, number: returned}))
+		add(ret, s.hit.add(source{shape: shape, arg: -1, unread: guestos.Returned(s.profile, at.Result), number: returned}))
 	}
 	env, err := s.env.Extend(options...)
 	if err != nil {
@@ -146,6 +146,9 @@ func (s *Scope) checkNames(tree *ast.AST) (found error) {
 		}
 	})
 	each(func(e ast.Expr) {
+		if name, ok := path(e); ok && found == nil && !own[name] && s.names[name].unread != nil {
+			found = fmt.Errorf("%s: %w", name, s.names[name].unread)
+		}
 		if found != nil || e.Kind() != ast.IdentKind || own[e.AsIdent()] {
 			return
 		}

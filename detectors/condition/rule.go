@@ -53,6 +53,7 @@ type Program struct {
 	when     *Condition // nil: always
 	reset    *Condition // nil: never
 	captures []*Capture
+	result   *Capture    // at a call's end, where the type of its value is known
 	key      *Expression // nil: one for all
 	counts   *counter    // nil: nobody asks
 	message  *Template   // nil: hprobe's own
@@ -87,6 +88,11 @@ func Compile(profile *isf.Profile, at Place, r Rule) (*Program, error) {
 		return nil, err
 	}
 	p := &Program{rule: r, scope: scope}
+	if at.Ends && at.Result != (isf.Type{}) && at.Result.Name != "void" {
+		if p.result, err = scope.captureName(ret, ret, at.Result); err != nil {
+			return nil, err
+		}
+	}
 	steps := []func() error{p.compileConditions, p.compileCaptures, p.compileCounts, p.compileActions}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -310,6 +316,15 @@ func shorten(s string) string {
 		return s[:limit] + "…"
 	}
 	return s
+}
+
+// Result returns what the call that was judged last has returned, as its type has it;
+// false where that is not known.
+func (p *Program) Result() (Value, bool) {
+	if p.result == nil {
+		return Value{}, false
+	}
+	return p.result.Value(), true
 }
 
 // Captured returns the values that the rule captures, at the hit that was judged

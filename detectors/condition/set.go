@@ -13,7 +13,6 @@ import (
 	"cel.dev/cel-go/parser"
 
 	"github.com/hprobe/hprobe/detectors"
-	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/xenevents"
 )
 
@@ -120,6 +119,9 @@ func (s *Scope) place(a *assignment, text string) error {
 }
 
 func (s *Scope) placeArgument(a *assignment, text string, from source) error {
+	if from.unread != nil {
+		return &Error{Text: text, Why: from.unread.Error()}
+	}
 	if text == ret && s.ends {
 		a.register, a.size = slices.Index(registers, "rax"), 8
 		return nil
@@ -128,9 +130,6 @@ func (s *Scope) placeArgument(a *assignment, text string, from source) error {
 		return &Error{Text: text, Why: "it is the process's, and can't be set"}
 	}
 	arg := s.args[from.arg]
-	if arg.Register == guestos.OnStack {
-		return &Error{Text: text, Why: "a struct by value can't be set"}
-	}
 	if !arg.InPtRegs {
 		a.register, a.size = arg.Register, 8
 		return nil

@@ -1,6 +1,7 @@
 package condition
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -33,6 +34,7 @@ type Value struct {
 type Capture struct {
 	Name string
 	*Expression
+	unread *Value // in place of an expression: what is always said of it
 }
 
 // Capture compiles EXPR or NAME=EXPR.
@@ -48,6 +50,15 @@ func (s *Scope) Capture(spec string) (*Capture, error) {
 	return &Capture{Name: strings.TrimSpace(name), Expression: e}, nil
 }
 
+// captureName captures a variable, and says so of one that can't be read.
+func (s *Scope) captureName(variable, as string, of isf.Type) (*Capture, error) {
+	if err := s.names[variable].unread; err != nil {
+		return &Capture{Name: as, unread: &Value{Name: as, Type: of.String(), Err: err}}, nil
+	}
+	e, err := s.Compile(variable)
+	return &Capture{Name: as, Expression: e}, err
+}
+
 // Arguments are captures of all arguments of the function, or of what was seen.
 func (s *Scope) Arguments() ([]*Capture, error) {
 	if s.of != Instruction {
@@ -56,20 +67,20 @@ func (s *Scope) Arguments() ([]*Capture, error) {
 	var all []*Capture
 	for i, a := range s.args {
 		name := fmt.Sprintf("arg%d", i)
-		e, err := s.Compile(name)
+		c, err := s.captureName(name, cmp.Or(a.Name, name), a.Type)
 		if err != nil {
 			return nil, err
 		}
-		if a.Name != "" {
-			name = a.Name
-		}
-		all = append(all, &Capture{Name: name, Expression: e})
+		all = append(all, c)
 	}
 	return all, nil
 }
 
 // Value captures at the hit that the scope was pointed at.
 func (c *Capture) Value() Value {
+	if c.unread != nil {
+		return *c.unread
+	}
 	out := Value{Name: c.Name}
 	if c.shape != nil {
 		out.Type = c.shape.isf.String()

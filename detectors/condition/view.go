@@ -144,6 +144,8 @@ type source struct {
 	shape *shape
 	index int // in the view
 	arg   int // of the function; -1: of the process
+	// unread says why no expression can name it; nil: one can.
+	unread error
 	// One of these: a number or pointer, which shape makes a value of, or a text.
 	number func(h detectors.Hit) (uint64, error)
 	text   func(h detectors.Hit) (string, error)

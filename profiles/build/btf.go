@@ -209,16 +209,9 @@ func (c *converter) user(kind isf.Kind, size uint32, members []btf.Member) isf.U
 			f.Type = isf.Type{Kind: isf.Bitfield, BitLen: uint8(m.BitfieldSize), BitPos: uint8(uint64(m.Offset) - 8*f.Offset), BitsType: &whole}
 		}
 		f.Anonymous = c.spend(m.Name) == ""
-		u.Fields[fieldName(i, m.Name)] = f
+		u.Fields[isf.FieldName(i, m.Name)] = f
 	}
 	return u
-}
-
-func fieldName(i int, name string) string {
-	if name == "" {
-		return fmt.Sprintf("unnamed_field_%d", i)
-	}
-	return name
 }
 
 func (c *converter) enum(t *btf.Enum) isf.EnumType {

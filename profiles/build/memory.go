@@ -8,8 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
+	"github.com/hprobe/hprobe/profiles/debuginfo"
 	"github.com/hprobe/hprobe/profiles/isf"
 )
 
@@ -143,25 +143,12 @@ func (m *memory) types(modules []moduleTypes, out *isf.Builder) (map[string]isf.
 	if m.debug == nil || m.named(".BTF") != nil || len(modules) > 0 {
 		return addBTF(m, modules, out)
 	}
-	size := uint64(0)
-	for _, s := range m.debug.Sections {
-		if strings.HasPrefix(s.Name, ".debug_") || strings.HasPrefix(s.Name, ".zdebug_") {
-			size += s.Size
-		}
-	}
+	d, err := debuginfo.Load(m.debug)
 	switch {
-	case size == 0:
+	case errors.Is(err, debuginfo.ErrNone):
 		return nil, errors.New("neither BTF nor debug information in it: hprobe needs a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions have, or a vmlinux that was not stripped")
-	case size > maxDebug:
-		return nil, fmt.Errorf("%d bytes of debug information in it: more than a kernel has", size)
-	}
-	d, err := m.debug.DWARF()
-	if err != nil {
-		return nil, fmt.Errorf("DWARF: %w", err)
+	case err != nil:
+		return nil, err
 	}
 	return addDWARF(d, out)
 }
-
-// maxDebug bounds debug information, in bytes, unpacked. It is in memory as a whole: of
-// Debian's kernels it has 900 MB.
-const maxDebug = 3 << 30

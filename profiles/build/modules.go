@@ -79,7 +79,7 @@ func sameShape(u *isf.UserType, kind isf.Kind, size uint32, members []btf.Member
 		return false
 	}
 	for i, m := range members {
-		f, ok := u.Fields[fieldName(i, m.Name)]
+		f, ok := u.Fields[isf.FieldName(i, m.Name)]
 		at := 8 * f.Offset
 		if f.Type.Kind == isf.Bitfield {
 			at += uint64(f.Type.BitPos)

@@ -12,8 +12,7 @@ import (
 // Arg says where an argument of a function is at its first instruction.
 type Arg struct {
 	Name string
-	// Register is the number of the register that holds it, in encoding order, or
-	// OnStack.
+	// Register is the number of the register that holds it, in encoding order.
 	Register int
 	// InPtRegs: the register points to a struct pt_regs, which has it at Offset.
 	InPtRegs bool
@@ -21,18 +20,15 @@ type Arg struct {
 	// Half: only the low 32 bits are the argument.
 	Half bool
 	Type isf.Type
+	// Unread says why it can't be read; nil: it can.
+	Unread error
 }
-
-// OnStack is the Register of a large struct that is passed by value.
-const OnStack = -1
-
-var errOnStack = errors.New("it is on the stack: a struct by value")
 
 // Read returns the argument's value, of a struct in two registers the first 8
 // bytes. mem reads 8 bytes of guest memory.
 func (a *Arg) Read(regs *xenevents.Registers, mem func(xenevents.GVA) (uint64, error)) (uint64, error) {
-	if a.Register == OnStack {
-		return 0, errOnStack
+	if a.Unread != nil {
+		return 0, a.Unread
 	}
 	v := *regs.GPR(a.Register)
 	if !a.InPtRegs {
@@ -45,12 +41,8 @@ func (a *Arg) Read(regs *xenevents.Registers, mem func(xenevents.GVA) (uint64, e
 	return v, err
 }
 
-// The System V calling convention's registers for integer arguments, in
-// encoding order: RDI, RSI, RDX, RCX, R8, R9. A system call has R10 for RCX.
-var (
-	functionRegisters = []int{7, 6, 2, 1, 8, 9}
-	syscallFields     = []string{"di", "si", "dx", "r10", "r8", "r9"}
-)
+// syscallFields are the members of struct pt_regs that hold a system call's arguments.
+var syscallFields = []string{"di", "si", "dx", "r10", "r8", "r9"}
 
 // syscallWrapper is what the functions are called that x86-64 Linux (4.17 and
 // later) enters for a system call, with a struct pt_regs instead of arguments.
@@ -78,37 +70,7 @@ func Args(p *isf.Profile, function string) ([]Arg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", function, ErrNoPrototype)
 	}
-	var all []Arg
-	next := 0
-	for _, param := range f.Params {
-		n := registersOf(p, param.Type)
-		switch {
-		case n == 0 || n > 1 && next+n > len(functionRegisters):
-			all = append(all, Arg{Name: param.Name, Register: OnStack, Type: param.Type})
-		case next+n > len(functionRegisters): // on the stack, as are all numbers after it
-			return all, nil
-		default:
-			all = append(all, Arg{Name: param.Name, Register: functionRegisters[next], Type: param.Type})
-			next += n
-		}
-	}
-	return all, nil
-}
-
-// registersOf is how many registers an argument takes (System V ABI, 3.2.3): a
-// struct of at most 16 bytes is taken apart, a larger one is on the stack.
-func registersOf(p *isf.Profile, t isf.Type) int {
-	if t.Kind != isf.Struct && t.Kind != isf.Union {
-		return 1
-	}
-	size, err := p.SizeOf(t)
-	switch {
-	case err != nil || size <= 8:
-		return 1
-	case size <= 16:
-		return 2
-	}
-	return 0
+	return ArgsOf(p, f), nil
 }
 
 // UntypedArgs returns the six registers that arguments of a function may be in.

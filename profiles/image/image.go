@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 )
@@ -50,6 +51,8 @@ type segment struct {
 // File is an operator's copy of a program or library.
 type File struct {
 	elf      *elf.File
+	debug    *elf.File // nil: there is no file of its own for debug information
+	loaded   *loaded   // nil: nobody asked yet
 	segments []segment
 	buildID  []byte
 }
@@ -60,52 +63,97 @@ func Open(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s is no program that can be read: %w", path, err)
 	}
-	x := &File{elf: f}
-	if err := x.read(); err != nil {
+	x, err := fileOf(f)
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
 	return x, nil
 }
 
 // Close closes the file.
-func (f *File) Close() error { return f.elf.Close() }
+func (f *File) Close() error {
+	if f.debug != nil {
+		return errors.Join(f.elf.Close(), f.debug.Close())
+	}
+	return f.elf.Close()
+}
+
+func fileOf(f *elf.File) (*File, error) {
+	x := &File{elf: f}
+	return x, x.read()
+}
 
 func (f *File) read() error {
 	if f.elf.Class != elf.ELFCLASS64 || f.elf.Machine != elf.EM_X86_64 || f.elf.Type != elf.ET_EXEC && f.elf.Type != elf.ET_DYN {
 		return fmt.Errorf("it is a %v for %v, no 64-bit program or library for x86-64", f.elf.Type, f.elf.Machine)
 	}
 	if s := f.elf.Section(".text"); s != nil && s.Type == elf.SHT_NOBITS {
-		return errors.New("it has symbols alone, and no code: give the program itself, with symbols if there is one")
+		return errors.New("it has symbols alone, and no code: give the program itself, and this one as its debug file (--debug-file)")
 	}
 	for _, p := range f.elf.Progs {
 		f.segments = append(f.segments, segment{p.Type, p.Flags, p.Off, p.Vaddr, p.Filesz, p.Memsz})
-		if p.Type == elf.PT_NOTE && f.buildID == nil && p.Filesz <= maxNotes {
-			notes := make([]byte, p.Filesz)
-			if _, err := p.ReadAt(notes, 0); err == nil {
-				f.buildID = buildIDIn(notes)
-			}
+	}
+	f.buildID = buildIDOf(f.elf)
+	return nil
+}
+
+// buildIDOf reads the build id of a program, or of what was split from one: that has
+// sections alone that are still in the file.
+func buildIDOf(f *elf.File) (id []byte) {
+	read := func(size uint64, from io.ReaderAt) {
+		if id != nil || size > maxNotes {
+			return
+		}
+		notes := make([]byte, size)
+		if _, err := from.ReadAt(notes, 0); err == nil {
+			id = buildIDIn(notes)
 		}
 	}
-	return nil
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_NOTE {
+			read(p.Filesz, p)
+		}
+	}
+	for _, s := range f.Sections {
+		if s.Type == elf.SHT_NOTE && s.Flags&elf.SHF_COMPRESSED == 0 {
+			read(s.Size, s)
+		}
+	}
+	return id
 }
 
 // Place finds a function, and adds to its offset; of no symbol, an offset in the file.
 // The error matches ErrNoSymbol where there is none, and has names that are near.
 func (f *File) Place(symbol string, add uint64) (Place, error) {
-	p := Place{Offset: add, BuildID: f.buildID}
-	if symbol != "" {
-		all, err := f.functions()
-		if err != nil {
-			return p, err
-		}
-		addr, err := choose(symbol, all)
-		if err != nil {
-			return p, err
-		}
-		if p.Offset, err = fileOffset(f.segments, addr+add); err != nil {
-			return p, fmt.Errorf("%s: %w", symbol, err)
-		}
+	if symbol == "" {
+		return f.placeAt(add)
 	}
+	all, err := f.functions()
+	if err != nil {
+		return Place{}, err
+	}
+	addr, err := choose(symbol, all)
+	if err != nil {
+		return Place{}, err
+	}
+	p, err := f.at(addr + add)
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", symbol, err)
+	}
+	return p, nil
+}
+
+// at is the place of an address.
+func (f *File) at(addr uint64) (Place, error) {
+	offset, err := fileOffset(f.segments, addr)
+	if err != nil {
+		return Place{}, err
+	}
+	return f.placeAt(offset)
+}
+
+func (f *File) placeAt(offset uint64) (Place, error) {
+	p := Place{Offset: offset, BuildID: f.buildID}
 	for _, s := range f.elf.Progs {
 		if s.Type == elf.PT_LOAD && s.Flags&elf.PF_X != 0 && p.Offset >= s.Off && p.Offset < s.Off+s.Filesz {
 			p.Code = make([]byte, min(CodeLen, s.Off+s.Filesz-p.Offset))
@@ -128,9 +176,13 @@ type function struct {
 }
 
 func (f *File) functions() (all []function, err error) {
-	symbols, err := f.elf.Symbols()
-	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
-		return nil, fmt.Errorf("its symbols: %w", err)
+	var symbols []elf.Symbol
+	for _, one := range f.files() {
+		found, err := one.Symbols()
+		if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
+			return nil, fmt.Errorf("its symbols: %w", err)
+		}
+		symbols = append(symbols, found...)
 	}
 	dynamic, err := f.elf.DynamicSymbols()
 	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
@@ -244,6 +296,16 @@ func fileOffset(segments []segment, addr uint64) (uint64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%#x is not in the program's code", addr)
+}
+
+// address is where an offset of the file is when it runs, but for where it was loaded.
+func address(segments []segment, offset uint64) (uint64, bool) {
+	for _, s := range segments {
+		if s.kind == elf.PT_LOAD && s.flags&elf.PF_X != 0 && offset >= s.offset && offset-s.offset < s.fileSize {
+			return s.addr + offset - s.offset, true
+		}
+	}
+	return 0, false
 }
 
 const (

@@ -75,6 +75,15 @@ type Field struct {
 	Anonymous bool   `json:"anonymous,omitempty"`
 }
 
+// FieldName is a member's name, and of the i-th, if it has none, the one that
+// dwarf2json gives it.
+func FieldName(i int, name string) string {
+	if name == "" {
+		return fmt.Sprintf("unnamed_field_%d", i)
+	}
+	return name
+}
+
 // UserType is a struct, union or class. Size is in bytes.
 type UserType struct {
 	Kind   Kind             `json:"kind"`

@@ -18,6 +18,15 @@ func Read(b []byte) (*Profile, error) {
 	if !isCompact(b) {
 		return readISF(bytes.NewReader(b))
 	}
+	return ReadCompact(b)
+}
+
+// ReadCompact opens a profile in the compact form that is in memory. It keeps b, and takes
+// no memory for what nobody looks up.
+func ReadCompact(b []byte) (*Profile, error) {
+	if !isCompact(b) {
+		return nil, errors.New("it is not in the compact form")
+	}
 	return open(newBlocks(int64(len(b)), func(p []byte, at int64) error {
 		copy(p, b[at:])
 		return nil

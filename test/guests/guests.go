@@ -37,6 +37,9 @@ func Program(ctx context.Context, name string) (lab.File, error) {
 	return lab.File{Name: name, Source: path, Guest: true}, err
 }
 
+// Source is the source of a program of src, by its name without ".c".
+func Source(name string) ([]byte, error) { return sources.ReadFile("src/" + name + ".c") }
+
 // Module builds the module with the planted bug for a guest's Linux ("6.12"):
 // /payload/vuln.ko there.
 func Module(ctx context.Context, linux string, say func(string)) (lab.File, error) {

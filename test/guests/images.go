@@ -24,15 +24,17 @@ var imageFiles = []struct {
 	{"images", []string{"-pie", "-fPIE", "images.c", "libshared.so", "-rdynamic", "-Wl,-rpath,/payload", "-Wl,-dynamic-linker,/payload/ld.so"}},
 	{"twin", []string{"-pie", "-fPIE", "images.c", "libshared.so", "-rdynamic", "-Wl,-rpath,/payload", "-Wl,-dynamic-linker,/payload/ld.so"}},
 	{"static", []string{"-static", "-DSTATIC_ONLY", "-DNAME=shared", "images.c", "imagelib.c"}},
+	{"typed", []string{"-g", "-pie", "-fPIE", "typed.c", "-rdynamic", "-Wl,-rpath,/payload", "-Wl,-dynamic-linker,/payload/ld.so"}},
 	// Another build of the library: an operator's copy that is not the guest's.
 	{"newer.so", []string{"-shared", "-fPIC", "-Wl,-soname,libshared.so", "-DNAME=shared", "-DNEWER", "imagelib.c"}},
 }
 
-// Images builds programs and libraries of src/images.c and src/imagelib.c with this
-// machine's compiler: /payload/NAME in the guest, with this machine's loader and libc.
+// Images builds programs and libraries of src/images.c, src/imagelib.c and src/typed.c with
+// this machine's compiler: /payload/NAME in the guest, with this machine's loader and libc.
+// Of typed the guest has no symbols: dom0 has them, in /payload/copies/typed.debug.
 // dir must live until the copy is made.
 func Images(ctx context.Context, dir string) (files []lab.File, err error) {
-	for _, name := range []string{"images.c", "imagelib.c"} {
+	for _, name := range []string{"images.c", "imagelib.c", "typed.c"} {
 		text, err := sources.ReadFile("src/" + name)
 		if err != nil {
 			return nil, err
@@ -41,23 +43,29 @@ func Images(ctx context.Context, dir string) (files []lab.File, err error) {
 			return nil, err
 		}
 	}
-	gcc := func(args ...string) (string, error) {
-		cmd := exec.CommandContext(ctx, "gcc", args...)
+	run := func(name string, args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, name, args...)
 		cmd.Dir = dir
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			return "", fmt.Errorf("gcc %s: %w: %s", strings.Join(args, " "), err, out)
+			return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
 		}
 		return strings.TrimSpace(string(out)), nil
 	}
 	for _, f := range imageFiles {
-		if _, err := gcc(append([]string{"-O2", "-Wall", "-o", f.name}, f.args...)...); err != nil {
+		if _, err := run("gcc", append([]string{"-O2", "-Wall", "-o", f.name}, f.args...)...); err != nil {
 			return nil, err
 		}
 		files = append(files, lab.File{Name: f.name, Source: filepath.Join(dir, f.name), Guest: true})
 	}
+	for _, args := range [][]string{{"--only-keep-debug", "typed", "typed.debug"}, {"--strip-all", "typed"}} {
+		if _, err := run("objcopy", args...); err != nil {
+			return nil, err
+		}
+	}
+	files = append(files, lab.File{Name: "copies/typed.debug", Source: filepath.Join(dir, "typed.debug")})
 	for name, as := range map[string]string{"ld-linux-x86-64.so.2": "ld.so", "libc.so.6": "libc.so.6"} {
-		path, err := gcc("-print-file-name=" + name)
+		path, err := run("gcc", "-print-file-name="+name)
 		if err != nil {
 			return nil, err
 		}

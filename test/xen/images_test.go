@@ -26,7 +26,7 @@ func imagesHost(t *testing.T, cfg lab.Config) *lab.Host {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		if f.Source != "" {
+		if f.Guest && f.Source != "" {
 			files = append(files, lab.File{Name: "copies/" + filepath.Base(f.Name), Source: f.Source})
 		}
 	}

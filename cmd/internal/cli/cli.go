@@ -96,7 +96,7 @@ func exitStatus(err error) int {
 		return exitNoDaemon
 	case errors.As(err, &partial):
 		return exitPartial
-	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, image.ErrNoSymbol), errors.Is(err, guestos.ErrAbsent), status.Code(err) == codes.NotFound:
+	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, image.ErrNoSymbol), errors.Is(err, image.ErrNoLine), errors.Is(err, guestos.ErrAbsent), status.Code(err) == codes.NotFound:
 		return exitNotFound
 	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, isf.ErrNotFound), status.Code(err) == codes.FailedPrecondition:
 		return exitUnsupported

@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +12,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
+	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/detectors/binder"
 )
 
 // TestImageFlags: what is found in the operator's file reaches the daemon, and what is
@@ -59,6 +62,83 @@ func TestImageFlags(t *testing.T) {
 		status, _, errs := run("probe", "add", "-d", "guest", "--at", c.at, "--image-file", c.file, "--socket", socket)
 		if status != c.status || !strings.Contains(errs, c.want) || len(h.asked) != asked {
 			t.Errorf("%s of %s: status %d, %q", c.at, c.file, status, errs)
+		}
+	}
+}
+
+// TestImageTypes: what DWARF says of a place reaches the daemon, and the operator what it
+// can't tell.
+func TestImageTypes(t *testing.T) {
+	h, socket := serve(t)
+	dir := t.TempDir()
+	source, program, stripped := filepath.Join(dir, "x.c"), filepath.Join(dir, "x"), filepath.Join(dir, "stripped")
+	text := `struct pair { long a, b, c; };
+static inline __attribute__((always_inline)) long more(long n) { asm volatile("nop"); return n; }
+__attribute__((noipa)) long both(struct pair *p, double d, struct pair by) { return p->a + d + by.b; }
+static __attribute__((noipa)) long twice(long n) { return n; }
+volatile long all;
+int count(int n) { all++; return n + all; }
+int main(int argc, char **argv) {
+	struct pair p = {argc};
+	for (long i = more(argc); i < 9; i += more(i)) /* the loop */
+		p.b += twice(i) + count(i);
+	return both(&p, 1, p);
+}
+`
+	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range [][]string{{"gcc", "-O2", "-g", "-o", program, source}, {"objcopy", "--strip-all", program, stripped}} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", command, err, out)
+		}
+	}
+	add := func(args ...string) (int, string, *controlapi.AddProbeRequest) {
+		asked := len(h.asked)
+		status, _, errs := run(append([]string{"probe", "add", "-d", "guest", "--socket", socket, "-o", "json"}, args...)...)
+		if len(h.asked) == asked {
+			return status, errs, nil
+		}
+		return status, errs, h.asked[len(h.asked)-1].(*controlapi.AddProbeRequest)
+	}
+	for _, files := range [][]string{{"--image-file", program}, {"--image-file", stripped, "--debug-file", program}} {
+		status, errs, got := add(append(files, "--at", "image:/bin/x!both")...)
+		if status != exitOK || strings.Count(errs, "hprobe: note: ") != 2 || !strings.Contains(errs, "argument d (double) is not shown") || !strings.Contains(errs, "argument by (struct pair) is not shown: it is on the stack") {
+			t.Errorf("%q: status %d, %q", files, status, errs)
+		}
+		loc, err := binder.ParseLocation("image:/bin/x!both")
+		if err != nil {
+			t.Fatal(err)
+		}
+		sig, err := binder.SignatureAt(nil, loc, &detectors.ImagePlace{Types: got.GetImage().GetTypes()})
+		if err != nil || len(sig.Args) != 3 || sig.Args[0].Name != "p" || sig.Result.Name != "long int" {
+			t.Errorf("%+v, %v", sig, err)
+		}
+		if len(got.GetImage().GetTypes()) > 4096 {
+			t.Errorf("%d bytes of types for one struct", len(got.GetImage().GetTypes()))
+		}
+	}
+	if status, errs, got := add("--image-file", program, "--at", fmt.Sprintf("image:/bin/x!x.c:%d", 1+strings.Count(text[:strings.Index(text, "/* the loop")], "\n"))); status != exitOK || len(got.GetImage().GetCode()) == 0 || got.GetImage().GetTypes() != nil ||
+		!strings.Contains(errs, "the line has code at") {
+		t.Errorf("status %d, %q: %+v", status, errs, got)
+	}
+	if status, errs, got := add("--image-file", program, "--at", "image:/bin/x!count"); status != exitOK || !strings.Contains(errs, "copied it into other functions, at 1 place,") || got.GetImage().GetTypes() == nil {
+		t.Errorf("status %d, %q", status, errs)
+	}
+	for _, c := range []struct {
+		status int
+		want   string
+		args   []string
+	}{
+		{exitUsage, "--debug-file comes with", []string{"--debug-file", program, "--at", "image:/bin/x!both"}},
+		{exitUsage, "a line is found in your own copy", []string{"--at", "image:/bin/x!x.c:7"}},
+		{exitNotFound, "the next one with code", []string{"--image-file", program, "--at", "image:/bin/x!x.c:1"}},
+		{exitNotFound, "--debug-file", []string{"--image-file", stripped, "--at", "image:/bin/x!both"}},
+		{exitNotFound, "into others, 2 times", []string{"--image-file", program, "--at", "image:/bin/x!more"}},
+		{exitFailed, "another build", []string{"--image-file", stripped, "--debug-file", "/bin/ls", "--at", "image:/bin/x!both"}},
+	} {
+		if status, errs, got := add(c.args...); status != c.status || !strings.Contains(errs, c.want) || got != nil {
+			t.Errorf("%q: status %d, %q", c.args, status, errs)
 		}
 	}
 }

@@ -33,7 +33,7 @@ func (a *app) probe() *cobra.Command {
 	var req controlapi.AddProbeRequest
 	var rule controlapi.Rule
 	var source controlapi.Source
-	var imageFile string
+	var files imageFiles
 	add := &cobra.Command{
 		Use: "add --domain DOMAIN (--at PLACE | --syscall NAME,… | --register R | --cpuid LEAF | --memory RANGE)", Short: "Put a probe into a running guest", Args: exactly(),
 		Long: "add puts a probe into a running guest. It counts its hits; hprobe trace shows\neach of them. The guest's vCPU waits for hprobed at each hit: think twice before\nyou probe what runs all the time.\n\n" + placeHelp + "\n\n" + sourceHelp + "\n\n" + ruleHelp,
@@ -42,13 +42,17 @@ func (a *app) probe() *cobra.Command {
 			if req.Source, err = sourceOf(cmd, &source); err != nil {
 				return err
 			}
-			if req.Image, err = imagePlace(req.At, imageFile); err != nil {
+			var notes []string
+			if req.Image, notes, err = files.place(req.At); err != nil {
 				return err
 			}
 			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
 				p, err := c.AddProbe(cmd.Context(), &req)
 				if err != nil {
 					return err
+				}
+				for _, note := range notes {
+					fmt.Fprintln(cmd.ErrOrStderr(), "hprobe: note:", plain(note))
 				}
 				if a.json {
 					return a.message(p)
@@ -60,14 +64,15 @@ func (a *app) probe() *cobra.Command {
 	}
 	f := add.Flags()
 	f.StringVarP(&req.Domain, "domain", "d", "", "the guest: its name, ID or UUID")
-	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, caller:callee, address, image:PATH!symbol, image:PATH+0xOFFSET")
+	f.StringVar(&req.At, "at", "", "where: symbol, symbol+0x10, module!symbol, caller:callee, address, image:PATH!symbol, image:PATH!file.c:123, image:PATH+0xOFFSET")
 	f.StringVar(&req.Stack, "stack", "", "show with each hit who called whom: kernel, user (by frame pointers), or all")
 	f.StringVar(&req.Name, "name", "", "what to call it (default: its place)")
 	f.BoolVar(&req.Returns, "return", false, "see what each call returns as well: only at a function's first instruction")
 	ruleFlags(add, &rule)
 	f.Uint32Var(&req.Pid, "pid", 0, "the process whose address it is (default: the kernel), or that runs the image")
 	f.StringVar(&req.Comm, "comm", "", "of a place in an image: the name of the processes (default: all)")
-	f.StringVar(&imageFile, "image-file", "", "of a place in an image: a copy of the guest's file, with its symbols")
+	f.StringVar(&files.program, "image-file", "", "of a place in an image: a copy of the guest's file, with its symbols")
+	f.StringVar(&files.debug, "debug-file", "", "with --image-file: the file that its debug information was split into")
 	sourceFlags(add, &source)
 	f.StringSliceVar(&req.Syscalls, "syscall", nil, "in place of --at: system calls: openat,execve, or all, or 'all,!read,!write'")
 	f.Uint64Var(&req.MaxHits, "max-hits", 0, "suspend it for a while after so many hits in a second (default 25000)")

@@ -112,21 +112,18 @@ func process(p *controlapi.Process) string {
 func hitLine(h *controlapi.Hit) string {
 	var args []string
 	for _, arg := range h.GetArguments() {
-		v := fmt.Sprintf("%#x", arg.GetValue())
-		if arg.GetText() != "" {
-			v = plain(arg.GetText())
-		}
-		if arg.GetError() != "" {
-			v = "?"
-		}
-		args = append(args, plain(arg.GetName())+"="+v)
+		args = append(args, plain(arg.GetName())+"="+argumentText(arg))
 	}
 	what := plain(h.GetAt())
 	if len(args) > 0 || !h.GetReturned() { // what returned has no arguments, but may have captures
 		what += "(" + strings.Join(args, ", ") + ")"
 	}
 	if h.GetReturned() {
-		what += fmt.Sprintf(" -> %s  %d ticks", result(h.GetValue()), h.GetTicks())
+		value := result(h.GetValue())
+		if h.GetResult() != nil {
+			value = argumentText(h.GetResult())
+		}
+		what += fmt.Sprintf(" -> %s  %d ticks", value, h.GetTicks())
 	}
 	if h.GetCount() > 0 {
 		what += fmt.Sprintf("  count %d", h.GetCount())
@@ -135,6 +132,16 @@ func hitLine(h *controlapi.Hit) string {
 		what += "  " + plain(h.GetAction())
 	}
 	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(), process(h.GetProcess()), what) + stackLines(h)
+}
+
+func argumentText(arg *controlapi.Argument) string {
+	switch {
+	case arg.GetError() != "":
+		return "?"
+	case arg.GetText() != "":
+		return plain(arg.GetText())
+	}
+	return fmt.Sprintf("%#x", arg.GetValue())
 }
 
 // stackLines are a hit's stacks, each frame on a line of its own below the hit.

@@ -34,7 +34,8 @@ type AddProbeRequest struct {
 	Pid     uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`         // of a process, in which at is an address; 0: the kernel
 	// In place of at: names of system calls, "all", "!name" for one that is left out.
 	Syscalls []string `protobuf:"bytes,20,rep,name=syscalls,proto3" json:"syscalls,omitempty"`
-	// At is in an image, image:PATH!symbol or image:PATH+0x1234. Then pid and comm say
+	// At is in an image, image:PATH!symbol or image:PATH+0x1234, or with an ImagePlace also
+	// image:PATH!file.c:123. Then pid and comm say
 	// in which processes; with neither it is all that have it mapped, now or later.
 	Comm   string      `protobuf:"bytes,22,opt,name=comm,proto3" json:"comm,omitempty"`
 	Image  *ImagePlace `protobuf:"bytes,23,opt,name=image,proto3" json:"image,omitempty"`   // as the operator's copy has it; none: look in the guest's memory
@@ -177,10 +178,13 @@ func (x *AddProbeRequest) GetStack() string {
 
 // ImagePlace is a place in the file of a user program or library.
 type ImagePlace struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
-	Code          []byte                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"` // what is there
-	BuildId       []byte                 `protobuf:"bytes,3,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Offset  uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Code    []byte                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"` // what is there
+	BuildId []byte                 `protobuf:"bytes,3,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	// A profile in the compact form with the prototype of the function that at names, and
+	// the types that it leads to; empty: not known. At most 1 MiB.
+	Types         []byte `protobuf:"bytes,4,opt,name=types,proto3" json:"types,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -232,6 +236,13 @@ func (x *ImagePlace) GetCode() []byte {
 func (x *ImagePlace) GetBuildId() []byte {
 	if x != nil {
 		return x.BuildId
+	}
+	return nil
+}
+
+func (x *ImagePlace) GetTypes() []byte {
+	if x != nil {
+		return x.Types
 	}
 	return nil
 }
@@ -1440,15 +1451,16 @@ type Hit struct {
 	Process      *Process               `protobuf:"bytes,7,opt,name=process,proto3" json:"process,omitempty"`
 	Arguments    []*Argument            `protobuf:"bytes,8,rep,name=arguments,proto3" json:"arguments,omitempty"`
 	// How many hits this stream lost just before, because its reader was slow.
-	Lost          uint64   `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
-	Returned      bool     `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"`                      // the end of the call whose entry has the same seq
-	Value         uint64   `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`                            // that it returned
-	Ticks         uint64   `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`                            // that it took, in TSC ticks
-	Count         uint64   `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`                            // of matches of its key, where the rule counts
-	Action        string   `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`                           // what the rule did or would have done; empty: nothing
-	Syscall       *Syscall `protobuf:"bytes,30,opt,name=syscall,proto3" json:"syscall,omitempty"`                         // of a probe of a set of system calls
-	Stack         []*Frame `protobuf:"bytes,31,rep,name=stack,proto3" json:"stack,omitempty"`                             // the innermost first, the kernel's before the program's
-	StackError    string   `protobuf:"bytes,32,opt,name=stack_error,json=stackError,proto3" json:"stack_error,omitempty"` // why it ends early; empty: it does not, or nobody can tell
+	Lost          uint64    `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`
+	Returned      bool      `protobuf:"varint,10,opt,name=returned,proto3" json:"returned,omitempty"`                      // the end of the call whose entry has the same seq
+	Value         uint64    `protobuf:"varint,11,opt,name=value,proto3" json:"value,omitempty"`                            // that it returned
+	Ticks         uint64    `protobuf:"varint,12,opt,name=ticks,proto3" json:"ticks,omitempty"`                            // that it took, in TSC ticks
+	Count         uint64    `protobuf:"varint,13,opt,name=count,proto3" json:"count,omitempty"`                            // of matches of its key, where the rule counts
+	Action        string    `protobuf:"bytes,14,opt,name=action,proto3" json:"action,omitempty"`                           // what the rule did or would have done; empty: nothing
+	Syscall       *Syscall  `protobuf:"bytes,30,opt,name=syscall,proto3" json:"syscall,omitempty"`                         // of a probe of a set of system calls
+	Stack         []*Frame  `protobuf:"bytes,31,rep,name=stack,proto3" json:"stack,omitempty"`                             // the innermost first, the kernel's before the program's
+	StackError    string    `protobuf:"bytes,32,opt,name=stack_error,json=stackError,proto3" json:"stack_error,omitempty"` // why it ends early; empty: it does not, or nobody can tell
+	Result        *Argument `protobuf:"bytes,34,opt,name=result,proto3" json:"result,omitempty"`                           // value as the function's type has it; none: that is not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1600,6 +1612,13 @@ func (x *Hit) GetStackError() string {
 		return x.StackError
 	}
 	return ""
+}
+
+func (x *Hit) GetResult() *Argument {
+	if x != nil {
+		return x.Result
+	}
+	return nil
 }
 
 // Frame is one of a stack.
@@ -2232,12 +2251,13 @@ const file_control_proto_rawDesc = "" +
 	"\x06source\x18\x1e \x01(\v2\x19.hprobe.control.v1.SourceR\x06source\x12\x19\n" +
 	"\bmax_hits\x18\x1f \x01(\x04R\amaxHits\x12\x1b\n" +
 	"\tmax_stall\x18  \x01(\rR\bmaxStall\x12\x14\n" +
-	"\x05stack\x18! \x01(\tR\x05stack\"S\n" +
+	"\x05stack\x18! \x01(\tR\x05stack\"i\n" +
 	"\n" +
 	"ImagePlace\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\fR\x04code\x12\x19\n" +
-	"\bbuild_id\x18\x03 \x01(\fR\abuildId\"\x80\x01\n" +
+	"\bbuild_id\x18\x03 \x01(\fR\abuildId\x12\x14\n" +
+	"\x05types\x18\x04 \x01(\fR\x05types\"\x80\x01\n" +
 	"\x06Source\x12\x1a\n" +
 	"\bregister\x18\x01 \x01(\tR\bregister\x12\x14\n" +
 	"\x05cpuid\x18\x02 \x01(\tR\x05cpuid\x12\x16\n" +
@@ -2348,7 +2368,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\x04R\x05value\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
-	"\x04text\x18\x05 \x01(\tR\x04text\"\x91\x04\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\"\xc6\x04\n" +
 	"\x03Hit\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x14\n" +
@@ -2368,7 +2388,8 @@ const file_control_proto_rawDesc = "" +
 	"\asyscall\x18\x1e \x01(\v2\x1a.hprobe.control.v1.SyscallR\asyscall\x12.\n" +
 	"\x05stack\x18\x1f \x03(\v2\x18.hprobe.control.v1.FrameR\x05stack\x12\x1f\n" +
 	"\vstack_error\x18  \x01(\tR\n" +
-	"stackError\"I\n" +
+	"stackError\x123\n" +
+	"\x06result\x18\" \x01(\v2\x1b.hprobe.control.v1.ArgumentR\x06result\"I\n" +
 	"\x05Frame\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\x04R\aaddress\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x12\n" +
@@ -2497,33 +2518,34 @@ var file_control_proto_depIdxs = []int32{
 	15, // 11: hprobe.control.v1.Hit.arguments:type_name -> hprobe.control.v1.Argument
 	18, // 12: hprobe.control.v1.Hit.syscall:type_name -> hprobe.control.v1.Syscall
 	17, // 13: hprobe.control.v1.Hit.stack:type_name -> hprobe.control.v1.Frame
-	14, // 14: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
-	20, // 15: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
-	24, // 16: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
-	26, // 17: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
-	0,  // 18: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
-	4,  // 19: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
-	6,  // 20: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
-	9,  // 21: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
-	11, // 22: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
-	6,  // 23: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
-	13, // 24: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
-	19, // 25: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
-	22, // 26: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
-	7,  // 27: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
-	5,  // 28: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
-	7,  // 29: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
-	10, // 30: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
-	12, // 31: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
-	10, // 32: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
-	16, // 33: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
-	21, // 34: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
-	23, // 35: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
-	27, // [27:36] is the sub-list for method output_type
-	18, // [18:27] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	15, // 14: hprobe.control.v1.Hit.result:type_name -> hprobe.control.v1.Argument
+	14, // 15: hprobe.control.v1.Finding.process:type_name -> hprobe.control.v1.Process
+	20, // 16: hprobe.control.v1.Finding.facts:type_name -> hprobe.control.v1.Fact
+	24, // 17: hprobe.control.v1.StatusResponse.sessions:type_name -> hprobe.control.v1.Session
+	26, // 18: hprobe.control.v1.Session.events:type_name -> hprobe.control.v1.Session.EventsEntry
+	0,  // 19: hprobe.control.v1.Control.AddProbe:input_type -> hprobe.control.v1.AddProbeRequest
+	4,  // 20: hprobe.control.v1.Control.ListProbes:input_type -> hprobe.control.v1.ListProbesRequest
+	6,  // 21: hprobe.control.v1.Control.RemoveProbe:input_type -> hprobe.control.v1.RemoveRequest
+	9,  // 22: hprobe.control.v1.Control.AddStopgap:input_type -> hprobe.control.v1.AddStopgapRequest
+	11, // 23: hprobe.control.v1.Control.ListDetectors:input_type -> hprobe.control.v1.ListDetectorsRequest
+	6,  // 24: hprobe.control.v1.Control.RemoveDetector:input_type -> hprobe.control.v1.RemoveRequest
+	13, // 25: hprobe.control.v1.Control.Trace:input_type -> hprobe.control.v1.TraceRequest
+	19, // 26: hprobe.control.v1.Control.Findings:input_type -> hprobe.control.v1.FindingsRequest
+	22, // 27: hprobe.control.v1.Control.Status:input_type -> hprobe.control.v1.StatusRequest
+	7,  // 28: hprobe.control.v1.Control.AddProbe:output_type -> hprobe.control.v1.Probe
+	5,  // 29: hprobe.control.v1.Control.ListProbes:output_type -> hprobe.control.v1.ListProbesResponse
+	7,  // 30: hprobe.control.v1.Control.RemoveProbe:output_type -> hprobe.control.v1.Probe
+	10, // 31: hprobe.control.v1.Control.AddStopgap:output_type -> hprobe.control.v1.Detector
+	12, // 32: hprobe.control.v1.Control.ListDetectors:output_type -> hprobe.control.v1.ListDetectorsResponse
+	10, // 33: hprobe.control.v1.Control.RemoveDetector:output_type -> hprobe.control.v1.Detector
+	16, // 34: hprobe.control.v1.Control.Trace:output_type -> hprobe.control.v1.Hit
+	21, // 35: hprobe.control.v1.Control.Findings:output_type -> hprobe.control.v1.Finding
+	23, // 36: hprobe.control.v1.Control.Status:output_type -> hprobe.control.v1.StatusResponse
+	28, // [28:37] is the sub-list for method output_type
+	19, // [19:28] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }

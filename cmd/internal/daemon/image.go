@@ -20,7 +20,11 @@ func imagePlace(m *controlapi.ImagePlace) *detectors.ImagePlace {
 	if m == nil {
 		return nil
 	}
-	return &detectors.ImagePlace{Offset: m.GetOffset(), Code: m.GetCode(), BuildID: m.GetBuildId()}
+	place := &detectors.ImagePlace{Offset: m.GetOffset(), Code: m.GetCode(), BuildID: m.GetBuildId()}
+	if len(m.GetTypes()) > 0 {
+		place.Types = m.GetTypes()
+	}
+	return place
 }
 
 // inImage adds what there is to say of a probe in an image.

@@ -29,7 +29,7 @@ func TestImageRequests(t *testing.T) {
 	if imagePlace(nil) != nil {
 		t.Error("a place of nothing")
 	}
-	if p := imagePlace(&controlapi.ImagePlace{Offset: 7, Code: []byte{1}, BuildId: []byte{2}}); p.Offset != 7 || p.Code[0] != 1 || p.BuildID[0] != 2 {
+	if p := imagePlace(&controlapi.ImagePlace{Offset: 7, Code: []byte{1}, BuildId: []byte{2}, Types: []byte{3}}); p.Types[0] != 3 || p.Offset != 7 || p.Code[0] != 1 || p.BuildID[0] != 2 {
 		t.Errorf("%+v", p)
 	}
 }

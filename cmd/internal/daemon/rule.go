@@ -25,22 +25,34 @@ func ruleOf(r *controlapi.Rule) (condition.Rule, error) {
 	return rule, nil
 }
 
-// compile compiles a rule for a place in a guest of this profile; with returns for
-// the end of the function's calls. Without a rule it is what shows the arguments.
-func compile(p *isf.Profile, at binder.Location, returns bool, r *controlapi.Rule) (*condition.Program, error) {
-	rule, err := ruleOf(r)
+// untypedHint says how arguments of a program get names.
+const untypedHint = "names and types are the program's: give a copy of it that was built with -g (--image-file), or its debug file, too (--debug-file)"
+
+// compile compiles a tracer's rule for its place in a guest of this profile; with returns
+// for the end of the function's calls. Without a rule it is what shows the arguments.
+func (t *tracer) compile(kernel *isf.Profile, at binder.Location) error {
+	rule, err := ruleOf(t.rule)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	place := condition.Place{Entry: at.Entry() || at.Callee != "", Args: binder.ArgsAt(p, at)}
-	if returns && r != nil {
-		place.Ends = true
-		if at.Module == "" && at.Image == "" { // its function may have the name of one of the kernel's
-			f, _ := p.Func(at.Symbol)
-			place.Result = f.Return
+	sig, err := binder.SignatureAt(kernel, at, t.image)
+	if err != nil {
+		return err
+	}
+	place := condition.Place{Entry: at.Entry() || at.Callee != "", Args: sig.Args}
+	if at.Image != "" && sig.Types == kernel {
+		place.Hint = untypedHint
+	}
+	if t.returns {
+		end := place
+		end.Ends, end.Result = true, sig.Result
+		if t.ended, err = condition.Compile(sig.Types, end, rule); err != nil || t.rule != nil {
+			t.program = t.ended
+			return err
 		}
 	}
-	return condition.Compile(p, place, rule)
+	t.program, err = condition.Compile(sig.Types, place, rule)
+	return err
 }
 
 // matches are the counters of a program for the wire.

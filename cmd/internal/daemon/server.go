@@ -81,8 +81,7 @@ func (s *server) AddProbe(ctx context.Context, r *controlapi.AddProbeRequest) (*
 	}
 	return s.arm(ctx, r, r.GetAt(), func(session *session, t tracer) (detectors.Detector, error) {
 		t.pid, t.returns, t.comm, t.image = r.GetPid(), r.GetReturns(), r.GetComm(), imagePlace(r.GetImage())
-		t.program, err = compile(session.kernel.Profile, at, r.GetReturns(), r.GetRule())
-		return &t, invalid(err)
+		return &t, invalid(t.compile(session.kernel.Profile, at))
 	})
 }
 

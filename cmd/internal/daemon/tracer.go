@@ -19,6 +19,7 @@ type tracer struct {
 	hits                 *sinks.Fan[*controlapi.Hit]
 	rule                 *controlapi.Rule // nil: it was added without
 	program              *condition.Program
+	ended                *condition.Program // of the end of calls; nil: it is not probed
 	budget               detectors.Budget
 	comm                 string // with image, of a probe in an image
 	image                *detectors.ImagePlace
@@ -37,6 +38,7 @@ func (t *tracer) hit(h detectors.Hit) detectors.Outcome {
 	case t.rule == nil && !t.hits.Active():
 		return detectors.Outcome{} // counted by the engine; nobody wants more
 	case t.rule == nil && over:
+		t.ended.Judge(h)
 		t.emit(h, &condition.Result{}, nil) // the arguments were shown at the entry
 		return detectors.Outcome{}
 	case t.rule != nil && t.returns && !over:
@@ -56,13 +58,12 @@ func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition
 	}
 	if ret, ok := h.Return(); ok {
 		m.Returned, m.Value, m.Ticks = true, ret.Value, ret.Ticks
-	}
-	for _, v := range captured {
-		arg := &controlapi.Argument{Name: v.Name, Type: v.Type, Value: v.Number, Text: v.Text}
-		if v.Err != nil {
-			arg.Error = text(v.Err.Error())
+		if v, ok := t.ended.Result(); ok {
+			m.Result = argument(&v)
 		}
-		m.Arguments = append(m.Arguments, arg)
+	}
+	for i := range captured {
+		m.Arguments = append(m.Arguments, argument(&captured[i]))
 	}
 	if c, ok := h.(*callHit); ok {
 		m.At = c.call.String()
@@ -70,4 +71,12 @@ func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition
 	}
 	t.stack.show(h, m)
 	t.hits.Emit(m)
+}
+
+func argument(v *condition.Value) *controlapi.Argument {
+	arg := &controlapi.Argument{Name: v.Name, Type: v.Type, Value: v.Number, Text: v.Text}
+	if v.Err != nil {
+		arg.Error = text(v.Err.Error())
+	}
+	return arg
 }

@@ -31,7 +31,7 @@ const (
 )
 
 // profile is of a kernel with one function: vfs_stat(const char *name, int flags).
-func profile(t *testing.T) *isf.Profile {
+func profile(t testing.TB) *isf.Profile {
 	t.Helper()
 	b := isf.NewBuilder()
 	b.Meta.Banner = "Linux version 6"
@@ -97,11 +97,11 @@ func TestRuleOnAGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	program, err := compile(kernel.Profile, at, false, rule)
-	if err != nil {
+	tr := &tracer{id: "p1", domain: "guest", name: "name", at: "vfs_stat", hits: &hits, rule: rule}
+	if err := tr.compile(kernel.Profile, at); err != nil {
 		t.Fatal(err)
 	}
-	b, err := ses.bind(t.Context(), "p1", &tracer{id: "p1", domain: "guest", name: "name", at: "vfs_stat", hits: &hits, rule: rule, program: program})
+	b, err := ses.bind(t.Context(), "p1", tr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,10 +163,10 @@ func TestRulesOffTheWire(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := compile(profile(t), l, false, &controlapi.Rule{Deny: "EPERM"}); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+		if err := (&tracer{rule: &controlapi.Rule{Deny: "EPERM"}}).compile(profile(t), l); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", at, err)
 		}
-		if _, err := compile(profile(t), l, false, nil); err != nil {
+		if err := (&tracer{}).compile(profile(t), l); err != nil {
 			t.Errorf("%s: %v", at, err)
 		}
 	}
@@ -202,13 +202,12 @@ func TestTraceOfReturns(t *testing.T) {
 		{&controlapi.Rule{Capture: []string{"ret"}}, "ret -> 4294967274"},
 		{&controlapi.Rule{When: "ret == 0"}, ""},
 	} {
-		program, err := compile(profile(t), at, true, c.rule)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var hits sinks.Fan[*controlapi.Hit]
 		sub := hits.Subscribe()
-		tr := &tracer{at: "vfs_stat", returns: true, hits: &hits, rule: c.rule, program: program}
+		tr := &tracer{at: "vfs_stat", returns: true, hits: &hits, rule: c.rule}
+		if err := tr.compile(profile(t), at); err != nil {
+			t.Fatal(err)
+		}
 		tr.hit(&half{})
 		tr.hit(&half{over: true})
 		sub.Close()
