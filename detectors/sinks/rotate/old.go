@@ -31,7 +31,9 @@ func Old(path string) ([]string, error) {
 	}
 	slices.Sort(all)
 	// One that was compressed, and not removed yet, is there twice.
-	return slices.DeleteFunc(all, func(p string) bool { return compressed(p) != "" && slices.Contains(all, strings.TrimSuffix(p, compressed(p))) }), nil
+	return slices.DeleteFunc(all, func(p string) bool {
+		return compressed(p) != "" && slices.Contains(all, strings.TrimSuffix(p, compressed(p)))
+	}), nil
 }
 
 // stampOf returns the time that is in the name of an old file.
