@@ -107,6 +107,31 @@ func TestItBeginsAnewBySize(t *testing.T) {
 	}
 }
 
+// TestOneThatIsCompressedMeanwhileIsRead: between Old and OpenOld its name may change.
+func TestOneThatIsCompressedMeanwhileIsRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	old := path + ".20260102T030405.000000000Z"
+	if err := os.WriteFile(old, []byte("a\n"), mode); err != nil {
+		t.Fatal(err)
+	}
+	f, _ := opened(t, Config{Path: path, Compress: "gzip"}, time.Now)
+	for range 1000 {
+		if _, err := os.Stat(old); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	f.Close()
+	r, err := OpenOld(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if b, err := io.ReadAll(r); err != nil || string(b) != "a\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 func uncompressed(t *testing.T, path, compress string) []string {
 	names, err := Old(path)
 	if err != nil {

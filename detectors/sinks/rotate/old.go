@@ -71,9 +71,18 @@ func (f *File) nextName(now time.Time) (string, error) {
 	return f.c.Path + "." + now.UTC().Format(stamp), nil
 }
 
-// OpenOld opens one of the files to read, unpacked. The caller closes it.
+// OpenOld opens one of the files to read, unpacked; one that was compressed since its name
+// was read, too. The caller closes it.
 func OpenOld(path string) (io.ReadCloser, error) {
 	f, err := os.Open(path)
+	for _, s := range suffixes {
+		if !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if other, e := os.Open(path + s); e == nil {
+			f, err, path = other, nil, path+s
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
