@@ -174,7 +174,7 @@ var words = []struct {
 	{"golang.org/x/sys/unix", []string{"xenevents/native/internal/sys", "test/lab", "cmd/internal"}, "one room speaks to the operating system for the driver"},
 	{"unsafe", []string{"xenevents/native/internal/sys", "xenevents/libvmi"}, "memory that Go does not know of stays in one room"},
 	{module + "cmd/internal/daemon", []string{"cmd/internal/daemoncli"}, "hprobe starts for each command, and does without the daemon"},
-	{module + "cmd/internal/daemoncli", []string{"cmd/hprobed"}, "hprobe starts for each command, and does without the daemon"},
+	{module + "cmd/internal/daemoncli", []string{"cmd/hprobed", "cmd/internal/pages"}, "hprobe starts for each command, and does without the daemon"},
 	{"C", []string{"xenevents/libvmi"}, "everything else is a static binary without cgo"},
 }
 

@@ -77,6 +77,9 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	return exitStatus(err)
 }
 
+// Command is hprobe's command line, for who describes it: its manual pages.
+func Command() *cobra.Command { return (&app{out: os.Stdout}).root() }
+
 func message(err error) string {
 	if st, ok := status.FromError(err); ok {
 		return st.Message()
