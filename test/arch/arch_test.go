@@ -64,6 +64,8 @@ var mayImport = map[string][]string{
 	"cmd/internal/controlapi": {},
 	"cmd/internal":            {"cmd/internal/controlapi", "xenevents", "profiles", "detectors", "plugins", "test/lab"},
 
+	"packaging": {},
+
 	"test/arch":   {},
 	"test/report": {},
 	"test/lab":    {},
@@ -255,7 +257,7 @@ func lines(t *testing.T, path string) int {
 	return n
 }
 
-var topLevel = []string{"cmd", "xenevents", "plugins", "detectors", "profiles", "test", "docs",
+var topLevel = []string{"cmd", "xenevents", "plugins", "detectors", "profiles", "test", "docs", "packaging",
 	"go.mod", "go.sum", "Makefile", "README.md", "LICENSE"}
 
 func TestTopLevel(t *testing.T) {
