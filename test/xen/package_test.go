@@ -3,7 +3,6 @@ package xen
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -36,38 +35,40 @@ func unitCapabilities(t *testing.T) string {
 	return strings.Join(numbers, ",")
 }
 
-// debs builds the package, and one of the same files with a higher version.
-func debs(t *testing.T) (now, later lab.File) {
+// deb builds the package.
+func deb(t *testing.T) lab.File {
 	t.Helper()
-	dir := t.TempDir()
-	cmd := exec.Command("../../packaging/build.sh", dir)
+	cmd := exec.Command("../../packaging/build.sh", t.TempDir())
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	deb := strings.TrimSpace(string(out))
-	script := `set -e; dpkg-deb -R "$1" "$2/new"; sed -i '/^Version:/s/$/+later/' "$2/new/DEBIAN/control"; dpkg-deb --root-owner-group -Zgzip -b "$2/new" "$2/later.deb"`
-	if out, err := exec.Command("sh", "-c", script, "sh", deb, dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return lab.File{Name: "hprobe.deb", Source: deb}, lab.File{Name: "later.deb", Source: filepath.Join(dir, "later.deb")}
+	return lab.File{Name: "hprobe.deb", Source: strings.TrimSpace(string(out))}
 }
 
+// The steps of dpkg, in its order (Debian Policy, 6.5 to 6.8): busybox' dpkg, which dom0 has, calls
+// the package's scripts without their arguments.
+const (
+	install = `rm -rf /tmp/ctl /tmp/new; mkdir /tmp/ctl /tmp/new; dpkg-deb -e /payload/hprobe.deb /tmp/ctl; dpkg-deb -x /payload/hprobe.deb /tmp/new; cp -a /tmp/new/. /; /tmp/ctl/postinst configure`
+	upgrade = `/tmp/ctl/prerm upgrade 2; mv /etc/hprobe/hprobed.yaml /tmp/mine; ` + install + ` 1; mv /tmp/mine /etc/hprobe/hprobed.yaml`
+	remove  = `/tmp/ctl/prerm remove; rm /usr/sbin/hprobed /usr/bin/hprobe; /tmp/ctl/postrm remove`
+	purge   = `rm /etc/hprobe/hprobed.yaml; /tmp/ctl/postrm purge`
+)
+
 // TestPackage installs the package in dom0, upgrades it while hprobed watches a guest, and removes it
-// while hprobed does so again: hprobed ends in order, and the guest runs on. dom0 has busybox' dpkg and no systemd.
+// while hprobed does so again: hprobed ends in order, and the guest runs on. It has no more
+// capabilities than the systemd unit leaves it; dom0 has no systemd.
 func TestPackage(t *testing.T) {
 	t.Parallel()
-	now, later := debs(t)
-	h := lab.Copy(t, plain, now, later, binary(t, "test/xen/capped"), binary(t, "test/xen/texthash"), profile(t, plain.Guest), program(t, "calls"), program(t, "texthash"))
+	h := lab.Copy(t, plain, deb(t), binary(t, "test/xen/capped"), binary(t, "test/xen/texthash"), profile(t, plain.Guest), program(t, "calls"), program(t, "texthash"))
 	before := h.Guest.MustRun(t, "texthash")
-	h.MustRun(t, "mkdir -p /var/lib/dpkg/info; touch /var/lib/dpkg/status; dpkg -i /payload/hprobe.deb")
-	says(t, h, 0, "ls -ld /usr/sbin/hprobed /usr/bin/hprobe /etc/hprobe/policies /var/log/hprobe; dpkg -l | grep hprobe", "-rwxr-xr-x", "drwxr-s---", "0~git")
+	says(t, h, 0, "set -e; "+install+"; ls -ld /usr/sbin/hprobed /usr/bin/hprobe /etc/hprobe/policies /var/log/hprobe", "-rwxr-xr-x", "drwxr-s---")
 	start := `export PATH=/usr/bin:/usr/sbin:$PATH; capped ` + unitCapabilities(t) + " /usr/sbin/" + startDaemon("--profiles /payload/profiles")
-	probe := `/usr/bin/hprobe probe add --domain guest --at __x64_sys_getpriority; (guest 'calls 2000 1' > /tmp/calls.out 2>&1; echo over >> /tmp/calls.out) & sleep 0.3; hprobe probe ls; `
+	probe := `hprobe probe add --domain guest --at __x64_sys_getpriority; (guest 'calls 2000 1' > /tmp/calls.out 2>&1; echo over >> /tmp/calls.out) & sleep 0.3; hprobe probe ls; `
 	untouched := func(what string) {
 		t.Helper()
-		says(t, h, 0, "until grep -q over /tmp/calls.out; do sleep 0.1; done; cat /tmp/calls.out", "2000 calls")
+		says(t, h, 0, "until grep -q over /tmp/calls.out; do sleep 0.1; done; cat /tmp/calls.out", "calls 2000 wrong 0")
 		says(t, h, 0, "cat /tmp/hprobed.log", "armed", "detached")
 		says(t, h, 1, "ps | grep -v grep | grep sbin/hprobed")
 		if after := h.MustRun(t, "texthash guest /payload/profiles/guest.hprofile"); after != before {
@@ -76,10 +77,11 @@ func TestPackage(t *testing.T) {
 		alive(t, h)
 	}
 	says(t, h, 0, start+`grep -h Cap[BE] /proc/$(cat /tmp/hprobed.pid)/status; `+probe, "CapEff:\t00000000000000e1", "armed")
-	says(t, h, 0, "echo '# mine' >> /etc/hprobe/hprobed.yaml; dpkg -i /payload/later.deb; dpkg -l | grep hprobe; tail -n 1 /etc/hprobe/hprobed.yaml", "+later", "# mine")
+	says(t, h, 0, "set -e; "+upgrade)
 	untouched("the upgrade")
 
 	says(t, h, 0, start+probe, "armed")
-	says(t, h, 0, "dpkg -r hprobe; ls /usr/sbin/hprobed /usr/bin/hprobe 2>&1 | grep -c 'No such'; ls /etc/hprobe/hprobed.yaml", "2\n", "/etc/hprobe/hprobed.yaml")
+	says(t, h, 0, "set -e; "+remove)
 	untouched("the removal")
+	says(t, h, 0, "ls -d /etc/hprobe/hprobed.yaml /var/log/hprobe; set -e; "+purge+"; ls -d /etc/hprobe /var/log/hprobe /var/lib/hprobe /run/hprobe 2>&1 | grep -c 'No such'", "/etc/hprobe/hprobed.yaml", "4")
 }
