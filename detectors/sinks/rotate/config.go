@@ -38,7 +38,7 @@ func (c *Config) Check() error {
 	_, compress := suffixes[c.Compress]
 	switch {
 	case !filepath.IsAbs(c.Path) || filepath.Clean(c.Path) != c.Path:
-		return fmt.Errorf("path: %q is not the whole path of a file: write one from / on, without . and ..", c.Path)
+		return fmt.Errorf("path: %q is not the whole path of a file: write one from / on, without dots for folders", c.Path)
 	case c.MaxMiB < 0 || c.MaxMiB > maxMiB:
 		return fmt.Errorf("max_mib: %d is not a size: write MiB, 1 to %d, or 0 for a file that grows", c.MaxMiB, maxMiB)
 	case !every:

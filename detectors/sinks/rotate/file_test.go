@@ -80,7 +80,7 @@ func TestItBeginsAnewBySize(t *testing.T) {
 		}
 		got := all(t, path)
 		if len(got) == 4 { // Close came before the last old file was seen to
-			f, _ = opened(t, Config{Path: path, Keep: 2, Compress: compress}, c.now)
+			opened(t, Config{Path: path, Keep: 2, Compress: compress}, c.now)
 			for range 1000 {
 				if got = all(t, path); len(got) == 3 && len(uncompressed(t, path, compress)) == 0 {
 					break
