@@ -7,10 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -187,6 +189,36 @@ func TestAFullDiskIsAnErrorAndNoHole(t *testing.T) {
 	}
 }
 
+// TestAWriteThatWasCutIsSaid: after an error the log looks at what is in the file.
+func TestAWriteThatWasCutIsSaid(t *testing.T) {
+	signal.Ignore(syscall.SIGXFSZ)
+	path := filepath.Join(t.TempDir(), "audit.json")
+	l := opened(t, rotate.Config{Path: path})
+	write(t, l, 1)
+	var old syscall.Rlimit
+	if err := errors.Join(syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old), syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 100, Max: old.Max})); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Write(Entry{Command: "lost"})
+	if e := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); e != nil {
+		t.Fatal(e)
+	}
+	if !errors.Is(err, syscall.EFBIG) {
+		t.Errorf("the error is %v", err)
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0) // a part that could not be taken out again
+	if err == nil {
+		_, err = f.WriteString(`{"seq":2,"pr`)
+	}
+	if err := errors.Join(err, f.Close(), l.Reopen()); err != nil {
+		t.Fatal(err)
+	}
+	write(t, l, 2)
+	if v, err := verified(t, path); err != nil || v.Lines != 3 || v.Torn != 1 {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
 func TestManyWriteAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	l := opened(t, rotate.Config{Path: path})
@@ -241,6 +273,9 @@ func TestWhatWasDoneToALogShows(t *testing.T) {
 		"the first changed":        func(l [][]byte) [][]byte { l[0] = bytes.Replace(l[0], []byte("c0"), []byte("cX"), 1); return l },
 		"the first of another log": func(l [][]byte) [][]byte {
 			return [][]byte{bytes.Replace(l[0], []byte(none.Hash), []byte(strings.Repeat("1", 64)), 1)}
+		},
+		"a number left out": func(l [][]byte) [][]byte {
+			return [][]byte{l[0], bytes.Replace(l[1], []byte(`"seq":2`), []byte(`"seq":3`), 1)}
 		},
 		"torn, but not so": func(l [][]byte) [][]byte {
 			l[2] = bytes.Replace(l[2], []byte("}\n"), []byte(",\"torn\":1}\n"), 1)

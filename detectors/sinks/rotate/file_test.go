@@ -224,15 +224,19 @@ func TestAFullDisk(t *testing.T) {
 func TestWhatCantBeginAnewGoesOn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), strings.Repeat("f", 250)) // no room for a time in its name
 	c := &clock{time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
-	f, logged := opened(t, Config{Path: path, Every: "hour"}, c.now)
-	write(t, f, "a")
-	c.Time = c.Add(time.Hour)
-	write(t, f, "b", "c")
+	f, logged := opened(t, Config{Path: path, MaxMiB: 1}, c.now)
+	big := strings.Repeat("a", 1<<20)
+	write(t, f, big, "b", "c")
 	if n := strings.Count(logged.String(), "can't begin anew"); n != 1 {
 		t.Errorf("logged %d times: %s", n, logged)
 	}
-	if got := all(t, path); !slices.Equal(got, []string{"a\nb\nc\n"}) {
-		t.Errorf("%q", got)
+	c.Time = c.Add(time.Hour)
+	write(t, f, "d")
+	if n := strings.Count(logged.String(), "can't begin anew"); n != 2 {
+		t.Errorf("logged %d times: %s", n, logged)
+	}
+	if got := all(t, path); !slices.Equal(got, []string{big + "\nb\nc\nd\n"}) {
+		t.Errorf("%.100q", got)
 	}
 }
 
