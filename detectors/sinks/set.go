@@ -28,9 +28,11 @@ type Set struct {
 	hub *Hub
 	o   Options
 
-	mu     sync.Mutex
-	sinks  []*sink
+	change sync.Mutex // held while sinks are replaced or closed, which takes time
 	closed bool
+
+	mu    sync.Mutex
+	sinks []*sink
 
 	end  chan struct{}
 	logs sync.WaitGroup
@@ -119,7 +121,16 @@ func (s *Set) run(all []*sink, subs []*Subscription[detectors.Finding]) {
 		one.sub = subs[i]
 		go one.run(s.o.Version) // ends with its subscription
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.sinks = all
+}
+
+// all are the sinks that there are now.
+func (s *Set) all() []*sink {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sinks
 }
 
 // Replace goes on with the sinks of another configuration. A finding goes to the old ones
@@ -130,12 +141,12 @@ func (s *Set) Replace(ctx context.Context, configs []Config) error {
 	if err := Check(configs); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.change.Lock()
+	defer s.change.Unlock()
 	if s.closed {
 		return errEnding
 	}
-	old := s.sinks
+	old := s.all()
 	var olds []*Subscription[detectors.Finding]
 	for _, one := range old {
 		olds = append(olds, one.sub)
@@ -208,22 +219,18 @@ func (s *Set) logRest() {
 		case <-s.end:
 			return
 		case <-t.C:
-			s.mu.Lock()
-			for _, one := range s.sinks {
+			for _, one := range s.all() {
 				one.takeLost()
 				one.stats.logRest()
 			}
-			s.mu.Unlock()
 		}
 	}
 }
 
 // Health says how each sink is.
 func (s *Set) Health() []Health {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var all []Health
-	for _, one := range s.sinks {
+	for _, one := range s.all() {
 		one.takeLost()
 		h := one.snapshot()
 		h.Waiting += len(one.sub.C)
@@ -234,10 +241,10 @@ func (s *Set) Health() []Health {
 
 // Reopen opens files anew: for those that another program has moved away.
 func (s *Set) Reopen() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.change.Lock()
+	defer s.change.Unlock()
 	var errs []error
-	for _, one := range s.sinks {
+	for _, one := range s.all() {
 		if f, ok := one.out.(*fileOutput); ok {
 			errs = append(errs, f.Reopen())
 		}
@@ -248,14 +255,14 @@ func (s *Set) Reopen() error {
 // Close passes on what the sinks have got, at most until ctx ends. What is not passed on by then
 // is counted, logged, and in the error; what is in a queue on the disk stays there. Twice is harmless.
 func (s *Set) Close(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.change.Lock()
+	defer s.change.Unlock()
 	if s.closed {
 		return nil
 	}
 	s.closed = true
 	close(s.end)
-	err := closeAll(ctx, s.sinks)
+	err := closeAll(ctx, s.all())
 	s.logs.Wait()
 	return err
 }

@@ -182,9 +182,21 @@ func TestASinkThatHangsDoesNotHoldUpTheEnd(t *testing.T) {
 	h, s, logged := started(t, dir, Config{File: &rotate.Config{Path: filepath.Join(dir, "f")}}, Config{Name: "good", File: &rotate.Config{Path: filepath.Join(dir, "g")}})
 	free := make(chan struct{})
 	s.sinks[0].out = hanging{stuck{free}}
+	asked := make(chan struct{})
 	emit(h, "a", "b", "c")
 	begin := time.Now()
+	go func() { // who asks meanwhile does not wait for it
+		for range 100 {
+			s.Health()
+			time.Sleep(time.Millisecond)
+		}
+		if time.Since(begin) > hung {
+			t.Error("Health waits for Close")
+		}
+		close(asked)
+	}()
 	err := ended(t, s, 10*time.Millisecond)
+	<-asked
 	if err == nil || time.Since(begin) > 10*hung || !strings.Contains(logged.String(), "hangs") {
 		t.Errorf("%v after %v: %s", err, time.Since(begin), logged)
 	}
