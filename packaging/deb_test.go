@@ -178,7 +178,7 @@ func unit(t *testing.T, root string) {
 	// What it needs of a system beside itself.
 	for name, mode := range map[string]os.FileMode{"bin/kill": 0o755, "usr/lib/systemd/system/sysinit.target": 0o644, "usr/lib/systemd/system/basic.target": 0o644, "usr/lib/systemd/system/shutdown.target": 0o644} {
 		path := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, mode)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("[Unit]\n"), mode)); err != nil {
 			t.Fatal(err)
 		}
 	}
