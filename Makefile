@@ -22,7 +22,7 @@ LDFLAGS := -s -w -X github.com/hprobe/hprobe/cmd/internal/version.version=$(VERS
 REPORT = $(GO) run ./test/report $(if $(CI),-strict)
 
 .DEFAULT_GOAL := help
-.PHONY: help packages build demo test unit lint fuzz lab-test test-full generate clean
+.PHONY: help packages build deb demo test unit lint fuzz lab-test test-full generate clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ packages: ## Install the Debian packages and the Go that the rest needs
 
 build: ## Build bin/hprobed and bin/hprobe for dom0: static binaries, or with LibVMI where that is installed (LIBVMI= leaves it out)
 	$(WITH_LIBVMI) $(GO) build $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hprobed ./cmd/hprobe
+
+deb: ## Build the Debian package in dist: both programs (static, without LibVMI), the systemd unit, manual pages, completion
+	@GO=$(GO) packaging/build.sh dist
 
 demo: packages ## Boot a Xen host in software and watch hprobe stop an attack in a running guest
 	@$(GO) run ./test/demo

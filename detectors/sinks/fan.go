@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// queue is how many items may wait for a subscriber.
-const queue = 1024
+// queued is how many items may wait for a subscriber.
+const queued = 1024
 
 // Fan passes items to all subscribers. It never waits for one: what does not
 // fit into a subscriber's queue is lost to it, and counted. Its methods may be
@@ -47,17 +47,37 @@ func (f *Fan[T]) Active() bool { return f.active.Load() > 0 }
 func (f *Fan[T]) Lost() uint64 { return f.lost.Load() }
 
 // Subscribe returns the items from now on.
-func (f *Fan[T]) Subscribe() *Subscription[T] {
-	s := &Subscription[T]{c: make(chan T, queue), fan: f}
-	s.C = s.c
+func (f *Fan[T]) Subscribe() *Subscription[T] { return f.replace(nil, 1)[0] }
+
+// replace closes subscriptions and makes n new ones: an item goes to all of the ones or
+// to all of the others.
+func (f *Fan[T]) replace(old []*Subscription[T], n int) []*Subscription[T] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, s := range old {
+		f.remove(s)
+	}
 	if f.subs == nil {
 		f.subs = map[*Subscription[T]]bool{}
 	}
-	f.subs[s] = true
-	f.active.Add(1)
-	return s
+	all := make([]*Subscription[T], n)
+	for i := range all {
+		s := &Subscription[T]{c: make(chan T, queued), fan: f}
+		s.C = s.c
+		f.subs[s] = true
+		f.active.Add(1)
+		all[i] = s
+	}
+	return all
+}
+
+// remove ends a subscription, if it has not ended. With mu held.
+func (f *Fan[T]) remove(s *Subscription[T]) {
+	if f.subs[s] {
+		delete(f.subs, s)
+		f.active.Add(-1)
+		close(s.c)
+	}
 }
 
 // TakeLost returns how many items this subscriber missed since it last asked.
@@ -67,9 +87,5 @@ func (s *Subscription[T]) TakeLost() uint64 { return s.lost.Swap(0) }
 func (s *Subscription[T]) Close() {
 	s.fan.mu.Lock()
 	defer s.fan.mu.Unlock()
-	if s.fan.subs[s] {
-		delete(s.fan.subs, s)
-		s.fan.active.Add(-1)
-		close(s.c)
-	}
+	s.fan.remove(s)
 }

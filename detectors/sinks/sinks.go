@@ -3,6 +3,8 @@
 package sinks
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,12 +27,17 @@ type Hub struct {
 	recent []detectors.Finding // a ring once it is full: the oldest is at next
 	next   int
 	total  uint64
+	counts counts
 }
 
 // Emit implements detectors.Sink.
 func (h *Hub) Emit(f *detectors.Finding) {
 	h.mu.Lock()
 	h.total++
+	if h.counts == nil {
+		h.counts = counts{}
+	}
+	h.counts.add(f)
 	if len(h.recent) < keep {
 		h.recent = append(h.recent, *f)
 	} else {
@@ -69,6 +76,7 @@ func (h *Hub) Totals() (findings, lost uint64) {
 
 // line is a finding as a line of JSON: the names are stable.
 type line struct {
+	ID       string            `json:"id"`
 	Time     time.Time         `json:"time"`
 	Domain   string            `json:"domain"`
 	DomainID uint16            `json:"domain_id"`
@@ -105,22 +113,50 @@ func ASCII(j []byte) []byte {
 // Encode makes a line of JSON of a finding, in ASCII, with its line end. Numbers
 // of 64 bits are strings of hexadecimal digits: JSON's readers would round them.
 func Encode(f *detectors.Finding) ([]byte, error) {
-	l := line{Time: f.Time, Domain: f.Domain, DomainID: uint16(f.DomainID), Detector: f.Detector, Probe: f.Probe, VCPU: uint32(f.VCPU),
-		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked}
-	if f.Process != nil {
-		l.PID, l.Comm = f.Process.PID, f.Process.Comm
-	}
-	if len(f.Facts) > 0 {
-		l.Facts = map[string]string{}
-		for _, fact := range f.Facts {
-			l.Facts[fact.Name] = fmt.Sprintf("%#x", fact.Value)
-		}
+	l := lineOf(f)
+	var err error
+	if l.ID, err = l.id(); err != nil {
+		return nil, err
 	}
 	b, err := json.Marshal(l)
 	if err != nil {
 		return nil, fmt.Errorf("encode a finding: %w", err)
 	}
 	return append(ASCII(b), '\n'), nil
+}
+
+// ID is the same for a finding wherever and how often it is sent, and another one for
+// every other finding: 128 bits of the SHA-256 of all that is known of it.
+func ID(f *detectors.Finding) (string, error) { return lineOf(f).id() }
+
+func lineOf(f *detectors.Finding) *line {
+	l := &line{Time: f.Time, Domain: f.Domain, DomainID: uint16(f.DomainID), Detector: f.Detector, Probe: f.Probe, VCPU: uint32(f.VCPU),
+		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked, Facts: factsOf(f)}
+	if f.Process != nil {
+		l.PID, l.Comm = f.Process.PID, f.Process.Comm
+	}
+	return l
+}
+
+// id is of a line that has none yet.
+func (l *line) id() (string, error) {
+	b, err := json.Marshal(l)
+	if err != nil {
+		return "", fmt.Errorf("encode a finding: %w", err)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16]), nil
+}
+
+func factsOf(f *detectors.Finding) map[string]string {
+	if len(f.Facts) == 0 {
+		return nil
+	}
+	facts := map[string]string{}
+	for _, fact := range f.Facts {
+		facts[fact.Name] = fmt.Sprintf("%#x", fact.Value)
+	}
+	return facts
 }
 
 // WriteJSON writes findings as JSON lines until s is closed, and then what is in

@@ -31,7 +31,7 @@ func TestHubKeepsTheLastOnes(t *testing.T) {
 func TestASlowSubscriberLosesAndCounts(t *testing.T) {
 	h := new(Hub)
 	slow, fast := h.Subscribe(), h.Subscribe()
-	for range queue + 3 {
+	for range queued + 3 {
 		h.Emit(&detectors.Finding{})
 		<-fast.C
 	}
@@ -39,7 +39,7 @@ func TestASlowSubscriberLosesAndCounts(t *testing.T) {
 	if slowLost != 3 || fastLost != 0 {
 		t.Errorf("the slow one lost %d, the fast one %d", slowLost, fastLost)
 	}
-	if n, dropped := h.Totals(); n != queue+3 || dropped != 3 {
+	if n, dropped := h.Totals(); n != queued+3 || dropped != 3 {
 		t.Errorf("totals are %d and %d", n, dropped)
 	}
 	slow.Close()
@@ -48,7 +48,7 @@ func TestASlowSubscriberLosesAndCounts(t *testing.T) {
 	for range slow.C {
 		n++
 	}
-	if n != queue {
+	if n != queued {
 		t.Errorf("%d were in the closed queue", n)
 	}
 }
@@ -105,13 +105,13 @@ func TestWriteJSONOutlivesAFullDisk(t *testing.T) {
 func TestLostFindingsAreLogged(t *testing.T) {
 	h := new(Hub)
 	s := h.Subscribe()
-	for range queue + 5 {
+	for range queued + 5 {
 		h.Emit(&detectors.Finding{})
 	}
 	s.Close()
 	var out, logged bytes.Buffer
 	WriteJSON(s, &out, slog.New(slog.NewTextHandler(&logged, nil)))
-	if n := strings.Count(out.String(), "\n"); n != queue || strings.Count(logged.String(), "lost=5") != 1 {
+	if n := strings.Count(out.String(), "\n"); n != queued || strings.Count(logged.String(), "lost=5") != 1 {
 		t.Errorf("%d lines; %s", n, logged.String())
 	}
 }

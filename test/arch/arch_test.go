@@ -65,6 +65,8 @@ var mayImport = map[string][]string{
 	"cmd/internal/controlapi": {},
 	"cmd/internal":            {"cmd/internal/controlapi", "xenevents", "profiles", "detectors", "plugins", "test/lab"},
 
+	"packaging": {},
+
 	"test/arch":   {},
 	"test/report": {},
 	"test/lab":    {},
@@ -175,7 +177,7 @@ var words = []struct {
 	{"golang.org/x/sys/unix", []string{"xenevents/native/internal/sys", "test/lab", "cmd/internal"}, "one room speaks to the operating system for the driver"},
 	{"unsafe", []string{"xenevents/native/internal/sys", "xenevents/libvmi"}, "memory that Go does not know of stays in one room"},
 	{module + "cmd/internal/daemon", []string{"cmd/internal/daemoncli"}, "hprobe starts for each command, and does without the daemon"},
-	{module + "cmd/internal/daemoncli", []string{"cmd/hprobed"}, "hprobe starts for each command, and does without the daemon"},
+	{module + "cmd/internal/daemoncli", []string{"cmd/hprobed", "cmd/internal/pages"}, "hprobe starts for each command, and does without the daemon"},
 	{"C", []string{"xenevents/libvmi"}, "everything else is a static binary without cgo"},
 }
 
@@ -256,7 +258,7 @@ func lines(t *testing.T, path string) int {
 	return n
 }
 
-var topLevel = []string{"cmd", "xenevents", "plugins", "detectors", "profiles", "test", "docs",
+var topLevel = []string{"cmd", "xenevents", "plugins", "detectors", "profiles", "test", "docs", "packaging",
 	"go.mod", "go.sum", "Makefile", "README.md", "LICENSE"}
 
 func TestTopLevel(t *testing.T) {

@@ -77,6 +77,9 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	return exitStatus(err)
 }
 
+// Command is hprobe's command line, for who describes it: its manual pages.
+func Command() *cobra.Command { return (&app{out: os.Stdout}).root() }
+
 func message(err error) string {
 	if st, ok := status.FromError(err); ok {
 		return st.Message()
@@ -138,7 +141,7 @@ memory; it can measure that a probed function takes longer.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(),
+	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.audit(), a.profile(),
 		a.ps(), a.modules(), a.maps(), a.files(), a.dmesg(), labcli.Command(a.ifJSON))
 	explainUnknown(root)
 	usageErrors(root)
