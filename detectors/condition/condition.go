@@ -75,10 +75,7 @@ func NewScope(profile *isf.Profile, at Place) (*Scope, error) {
 		s.args = at.Args
 	}
 	s.types = newProvider(profile, s.hit)
-	options := []cel.EnvOption{
-		cel.CustomTypeProvider(s.types), cel.CrossTypeNumericComparisons(true), cel.EnableIdentifierEscapeSyntax(),
-		cel.ParserExpressionSizeLimit(maxText), cel.ParserRecursionLimit(maxDepth), cel.ExpressionNodeLimit(maxNodes), cel.RegexProgramSizeLimit(maxRegex),
-	}
+	options := append(parsing(), cel.CustomTypeProvider(s.types), cel.CrossTypeNumericComparisons(true), cel.RegexProgramSizeLimit(maxRegex))
 	options = append(options, s.functions()...)
 	var err error
 	if s.env, err = cel.NewEnv(options...); err != nil {
@@ -102,12 +99,9 @@ type Expression struct {
 // Compile compiles an expression of any type that can be shown.
 func (s *Scope) Compile(text string) (*Expression, error) {
 	fail := func(why string) (*Expression, error) { return nil, &Error{Text: text, Why: why} }
-	if strings.TrimSpace(text) == "" {
-		return fail("there is nothing in it")
-	}
-	parsed, issues := s.env.Parse(text)
-	if issues.Err() != nil {
-		return fail(s.explain(issues, nil))
+	parsed, err := s.parse(text)
+	if err != nil {
+		return nil, err
 	}
 	tree := parsed.NativeRep()
 	if err := s.checkNames(tree); err != nil {

@@ -55,6 +55,14 @@ func (s *Scope) declare(at *Place) error {
 		}
 	}
 	s.declareSource(add)
+	if s.of == Instruction {
+		for i, name := range registers {
+			if name == "" {
+				name = "rsp"
+			}
+			add("reg."+name, s.hit.add(source{shape: aUint, arg: -1, number: func(h detectors.Hit) (uint64, error) { return *h.Registers().GPR(i), nil }}))
+		}
+	}
 	if s.syscalls {
 		for name, from := range syscallNames {
 			from.arg = -1

@@ -79,6 +79,7 @@ type line struct {
 	Comm     string            `json:"comm,omitempty"`
 	Severity string            `json:"severity"`
 	Message  string            `json:"message"`
+	Tags     []string          `json:"tags,omitempty"`
 	Blocked  bool              `json:"blocked"`
 	Facts    map[string]string `json:"facts,omitempty"`
 }
@@ -106,7 +107,7 @@ func ASCII(j []byte) []byte {
 // of 64 bits are strings of hexadecimal digits: JSON's readers would round them.
 func Encode(f *detectors.Finding) ([]byte, error) {
 	l := line{Time: f.Time, Domain: f.Domain, DomainID: uint16(f.DomainID), Detector: f.Detector, Probe: f.Probe, VCPU: uint32(f.VCPU),
-		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked}
+		Severity: f.Severity.String(), Message: f.Message, Tags: f.Tags, Blocked: f.Blocked}
 	if f.Process != nil {
 		l.PID, l.Comm = f.Process.PID, f.Process.Comm
 	}

@@ -47,8 +47,8 @@ var mayImport = map[string][]string{
 	"profiles/near":    {},
 
 	"detectors":           {"xenevents"},
-	"detectors/policy":    {"detectors"},
-	"detectors/binder":    {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "profiles/image", "xenevents", "xenevents/probe"},
+	"detectors/policy":    {"detectors", "detectors/binder", "detectors/condition", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents"},
+	"detectors/binder":    {"detectors", "detectors/condition", "profiles/isf", "profiles/near", "profiles/guestos", "profiles/image", "xenevents", "xenevents/probe"},
 	"detectors/builtin":   {"detectors", "xenevents"},
 	"detectors/condition": {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents"},
 	"detectors/sinks":     {"detectors"},

@@ -32,15 +32,7 @@ func compile(p *isf.Profile, at binder.Location, returns bool, r *controlapi.Rul
 	if err != nil {
 		return nil, err
 	}
-	place := condition.Place{Entry: at.Entry() || at.Callee != "", Args: binder.ArgsAt(p, at)}
-	if returns && r != nil {
-		place.Ends = true
-		if at.Module == "" && at.Image == "" { // its function may have the name of one of the kernel's
-			f, _ := p.Func(at.Symbol)
-			place.Result = f.Return
-		}
-	}
-	return condition.Compile(p, place, rule)
+	return condition.Compile(p, binder.PlaceAt(p, at, returns && r != nil), rule)
 }
 
 // matches are the counters of a program for the wire.
