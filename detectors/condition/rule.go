@@ -360,3 +360,7 @@ func (p *Program) Captured() []Value {
 	}
 	return p.captured
 }
+
+// Missed counts a hit that could not be handed to the rule as one that could not be
+// judged.
+func (p *Program) Missed(err error) { p.failed(err) }

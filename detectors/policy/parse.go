@@ -51,10 +51,7 @@ func Parse(file string, data []byte) ([]*Policy, error) {
 		if d.usable(doc, "") {
 			d.fields(doc, reflect.ValueOf(p).Elem(), "")
 		}
-		// What is wrong with a field that is wrong already would be said twice.
-		if len(r.all) == before {
-			r.check(p)
-		}
+		r.check(p, before)
 		all = append(all, p)
 	}
 	r.checkNames(all)
