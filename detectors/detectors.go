@@ -175,6 +175,8 @@ type Running interface {
 	// StartTime is in nanoseconds since the guest's boot.
 	StartTime() (uint64, error)
 	Comm() (string, error)
+	// Address is where its struct is in the guest's kernel.
+	Address() (uint64, error)
 }
 
 // Return is the end of a call.

@@ -96,6 +96,7 @@ func (t *task) PID() (uint32, error)       { t.asked = append(t.asked, "pid"); r
 func (t *task) TID() (uint32, error)       { t.asked = append(t.asked, "tid"); return t.tid, t.err }
 func (t *task) UID() (uint32, error)       { t.asked = append(t.asked, "uid"); return t.uid, t.err }
 func (t *task) StartTime() (uint64, error) { t.asked = append(t.asked, "start"); return t.start, t.err }
+func (t *task) Address() (uint64, error)   { return taskAt, t.err }
 func (t *task) Comm() (string, error)      { t.asked = append(t.asked, "comm"); return t.comm, t.err }
 
 var errArg = errors.New("there is no such argument")
@@ -144,6 +145,8 @@ func (c *call) text(at uint64, s string) { c.put(at, append([]byte(s), 0)...) }
 
 // Where things are in the guest of newCall.
 const (
+	taskAt = 0xffff888000004000
+
 	fileAt, dentryAt, nameAt, pathAt, posAt = 0xffff888000001000, 0xffff888000002000, 0xffff888000003000, 0x7f0000001000, 0xffffc90000001000
 )
 

@@ -177,7 +177,7 @@ func (s *Scope) known() string {
 			args = append(args, a.Name)
 		}
 	}
-	what := "; there are pid, tid, comm, uid, start_time and vcpu"
+	what := "; there are pid, tid, comm, uid, start_time, current (its task_struct), reg.rax and the like, and vcpu"
 	if s.syscalls {
 		what += ", syscall.name, syscall.nr and syscall.compat"
 	}
