@@ -24,7 +24,7 @@ func (p *Policy) Compile(t Target) (*Detector, error) {
 	case err != nil:
 		c.wrong(p, "spec.unless", "%v", err)
 		return nil, c.err()
-	case ok:
+	case ok && !t.Regardless:
 		return nil, &NotNeededError{Policy: p.Name(), Why: why}
 	}
 	for _, k := range p.Spec.Counters {

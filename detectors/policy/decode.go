@@ -73,7 +73,11 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, f *shape.Fie
 	}
 	if text, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		if d.scalar(n, path, f, "!!str", "!!timestamp", "!!int", "!!float") {
-			if err := text.UnmarshalText([]byte(n.Value)); err != nil {
+			err := text.UnmarshalText([]byte(n.Value))
+			if tag := n.ShortTag(); err == nil && (tag == "!!int" || tag == "!!float") {
+				err = fmt.Errorf("it is %s, and must be a text: write it in quotes, '%s'", kindName(n), n.Value)
+			}
+			if err != nil {
 				d.add(at(n), path, "%v", err)
 			}
 		}

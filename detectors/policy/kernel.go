@@ -17,6 +17,8 @@ type Target struct {
 	Kernel *guestos.Kernel
 	// Do runs f where the guest's memory may be read: the engine's goroutine. nil: here.
 	Do func(f func() error) error
+	// Regardless has a policy compiled also where its spec.unless holds.
+	Regardless bool
 }
 
 func (t *Target) do(f func() error) error {

@@ -3,10 +3,6 @@
 // guest, with the types of the kernel that it runs, to a detectors.Detector.
 package policy
 
-import (
-	"github.com/hprobe/hprobe/detectors/policy/internal/shape"
-)
-
 //go:generate go run ./internal/generate
 
 // Version and Kind are what a document says it is.
@@ -117,15 +113,15 @@ type Probe struct {
 	// What it is called in this policy and in findings.
 	Name string `yaml:"name" is:"required; max=63; pattern=^[A-Za-z_][A-Za-z0-9_-]*$; example=copied"`
 	// An instruction: `symbol`, `symbol+0x10`, `module!symbol`, `caller:callee` (`caller:one|another`), `image:PATH!symbol`, `image:PATH+0x1234` or an address. Of several the first that the guest's kernel has.
-	At Any `yaml:"at" is:"number; max=8; example=[bprm_execve, __do_execve_file]"`
+	At Any `yaml:"at" is:"one; number; max=8; example=[bprm_execve, __do_execve_file]"`
 	// System calls by their names: `[openat, execve]`, `[all, '!read', '!write']`.
-	Syscalls []string `yaml:"syscalls" is:"max=512; example=[ptrace]"`
+	Syscalls []string `yaml:"syscalls" is:"one; max=512; example=[ptrace]"`
 	// A register that is written: `cr0`, `cr3`, `cr4`, `cr4:smep,smap`, `lstar`, `msr:0xc0000082`.
-	Register string `yaml:"register" is:"max=200; example=cr4:smep,smap"`
+	Register string `yaml:"register" is:"one; max=200; example=cr4:smep,smap"`
 	// A leaf of CPUID that is asked for, or `any`.
-	CPUID string `yaml:"cpuid" is:"number; max=200; example=0x40000000"`
+	CPUID string `yaml:"cpuid" is:"one; number; max=200; example=0x40000000"`
 	// Memory that is accessed: `symbol`, `symbol+0x10:4`, `module!symbol`, `0xffff888000001000+16`, `phys:0x1000+8`; 8 bytes where it does not say.
-	Memory string `yaml:"memory" is:"max=512; example=sys_call_table:64"`
+	Memory string `yaml:"memory" is:"one; max=512; example=sys_call_table:64"`
 	// Which accesses to the memory: `r`, `w`, `x`, or several.
 	Access string `yaml:"access" is:"pattern=^[rwx]{1,3}$; default=w"`
 	// The guest does not wait at a write of cr0, cr3 or cr4.
@@ -215,6 +211,3 @@ func (p *Policy) Name() string { return p.Metadata.Name }
 
 // Enforces says whether verdicts are carried out.
 func (p *Policy) Enforces() bool { return p.Spec.Mode == Enforce }
-
-// maxList is how many items a list has at most, where a field's tag does not say.
-const maxList = shape.MaxItems

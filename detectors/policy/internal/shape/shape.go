@@ -25,7 +25,9 @@ type Field struct {
 	Index    int
 	Required bool
 	// Number says that a text may also be written as a number: 0x40000000.
-	Number  bool
+	Number bool
+	// OneOf: one of the fields with this, and no other, is given.
+	OneOf   bool
 	Enum    []string // the texts that there are
 	Pattern string   // a regular expression that a text matches, of RE2 and ECMA 262
 	Default string   // what it is where it is not given, for people
@@ -35,7 +37,7 @@ type Field struct {
 }
 
 // Fields are those of a struct that have a tag yaml:"name". A tag is:"…" says more, in
-// words with a ; between them: required, number, enum=a|b, pattern=…, default=…,
+// words with a ; between them: required, number, one, enum=a|b, pattern=…, default=…,
 // example=…, min=1, max=64.
 func Fields(t reflect.Type) []Field {
 	var all []Field
@@ -69,6 +71,8 @@ func (f *Field) read(word string) {
 		f.Required = true
 	case "number":
 		f.Number = true
+	case "one":
+		f.OneOf = true
 	case "enum":
 		f.Enum = strings.Split(value, "|")
 	case "pattern":
