@@ -74,7 +74,7 @@ func (r *reader) checkNames(all []*Policy) {
 
 func (c *checker) domains() {
 	d := &c.p.Spec.Domains
-	if len(d.Names) == 0 && len(d.Labels) == 0 {
+	if _, given := c.p.positions["spec.domains"]; given && len(d.Names) == 0 && len(d.Labels) == 0 {
 		c.bad("spec.domains", "no guest is chosen: say names or labels; names: ['*'] are all guests")
 	}
 	for i, pattern := range d.Names {

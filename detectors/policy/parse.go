@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -41,6 +42,10 @@ func Parse(file string, data []byte) ([]*Policy, error) {
 		r.add(position{1, 1}, "", "the file is larger than %d bytes, which no policy is: make several of it", maxFile)
 		return nil, r.err()
 	}
+	if i := invalidUTF8(data); i >= 0 {
+		r.add(positionOf(data, i), "", "this is no text in UTF-8: write it anew in an editor that does")
+		return nil, r.err()
+	}
 	docs := r.documents(data)
 	var all []*Policy
 	for _, doc := range docs {
@@ -62,6 +67,25 @@ func Parse(file string, data []byte) ([]*Policy, error) {
 		return nil, err
 	}
 	return all, nil
+}
+
+// invalidUTF8 is where the first byte is that is no UTF-8, or -1.
+func invalidUTF8(data []byte) int {
+	for i := 0; i < len(data); {
+		c, size := utf8.DecodeRune(data[i:])
+		if c == utf8.RuneError && size == 1 {
+			return i
+		}
+		i += size
+	}
+	return -1
+}
+
+// positionOf is where a byte is.
+func positionOf(data []byte, i int) position {
+	before := data[:i]
+	start := bytes.LastIndexByte(before, '\n') + 1
+	return position{bytes.Count(before, []byte("\n")) + 1, utf8.RuneCount(before[start:]) + 1}
 }
 
 // documents splits a file in YAML documents; empty ones are left out.
