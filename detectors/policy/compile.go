@@ -16,7 +16,8 @@ import (
 
 // Compile makes the detector of a policy in a guest, with the symbols and types of its
 // kernel. Errors is what the kernel does not have; a *NotNeededError that the guest needs
-// no such policy.
+// no such policy. A policy may be compiled for several guests at a time: it is not changed,
+// and must not be.
 func (p *Policy) Compile(t Target) (*Detector, error) {
 	c := &compiler{reader: &reader{file: p.file}, p: p, t: &t, counters: map[string]*condition.Counter{}, keys: map[string]string{}}
 	why, ok, err := t.holds(p.Spec.Unless)

@@ -20,8 +20,7 @@ const (
 // The comments of the fields are the policy reference and the schema's descriptions:
 // make generate.
 
-// Policy is one document of a policy file. It may be compiled for several guests at a
-// time, and must not be changed.
+// Policy is one document of a policy file.
 type Policy struct {
 	// What the document is written for.
 	APIVersion string `yaml:"apiVersion" is:"required; enum=hprobe/v1"`

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -58,3 +60,5 @@ func matches(pattern, name string) bool {
 func (p *Policy) Expired(now time.Time) bool {
 	return !p.Spec.Expires.IsZero() && !now.Before(p.Spec.Expires.AddDate(0, 0, 1))
 }
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

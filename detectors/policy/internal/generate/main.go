@@ -47,7 +47,7 @@ func run() error {
 		return err
 	}
 	text := strings.NewReplacer("<!-- reference -->\n", d.reference(), "<!-- stock -->\n", stock()).Replace(string(template))
-	return os.WriteFile(docsFile, []byte(text), 0o644)
+	return os.WriteFile(docsFile, []byte(strings.TrimSpace(text)+"\n"), 0o644)
 }
 
 // document is what the source says of the types: by "Type" and "Type.Field".
