@@ -183,7 +183,7 @@ func (e *explanation) happens(b *Probe) (all []string) {
 		if t.verdict() {
 			severity = "high"
 		}
-		text := fmt.Sprintf("%s makes a finding (%s)", from, cmp.Or(f.Severity, severity)) + ifSet(": %s", f.Message)
+		text := fmt.Sprintf("%s makes a finding (%s)", from, cmp.Or(f.Severity, severity)) + cmp.Or(ifSet(": %s", f.Message), ".")
 		all = append(all, text)
 	} else {
 		all = append(all, "A match is counted, and nothing else.")

@@ -28,7 +28,7 @@ var attacks = []attack{
 	{"setuid-exec", "attacks setuid", "setuid: done", "refused: EPERM", `(uid 1000) becomes root by running "/tmp/attacks.suid"`},
 	{"ptrace-attach", "attacks ptrace", "ptrace: done", "refused: EPERM", `gets at the memory of "attacks"`},
 	{"ptrace-attach", "attacks vm_read", "vm_read: done", "refused: EPERM", `gets at the memory of "attacks"`},
-	{"bpf", "attacks bpf", "bpf: done", "refused: EPERM", "loads a BPF program of type BPF_PROG_TYPE_SOCKET_FILTER(1)"},
+	{"bpf", "attacks bpf", "bpf: done", "refused: EPERM", "loads a BPF program of type 0x1"},
 	{"module-load", "insmod /payload/vuln.ko && rmmod vuln && echo loaded", "loaded", "not permitted", `"insmod" (uid 0) loads a module by`},
 }
 
@@ -104,7 +104,7 @@ type armedPolicies struct {
 
 func startPolicies(t *testing.T, h *lab.Host, args string) *armedPolicies {
 	t.Helper()
-	h.MustRun(t, fmt.Sprintf("policies %s > /tmp/policies.log 2>&1 & echo $! > /tmp/policies.pid", args))
+	h.MustRun(t, fmt.Sprintf(": > /tmp/policies.log; policies %s >> /tmp/policies.log 2>&1 & echo $! > /tmp/policies.pid", args))
 	if out := h.MustRun(t, "for i in $(seq 300); do grep -q armed /tmp/policies.log && break; kill -0 $(cat /tmp/policies.pid) || break; sleep 0.2; done; cat /tmp/policies.log"); !strings.Contains(out, "armed") {
 		t.Fatalf("policies %s: %s", args, out)
 	}

