@@ -36,7 +36,7 @@ func TestStopgap(t *testing.T) {
 				t.Errorf("an attempt returned %#x", rax)
 			}
 			r.call("vfs_stat", 0x1000, 0xffffffff) // not mapped
-			f := r.hub.Recent(0)
+			f := r.findings()
 			if got := r.found(); len(got) != 2 || got[0] != want.message || !slices.Equal(f[0].Tags, []string{"of-policy", "own"}) || f[0].Blocked != (mode == "enforce") || f[0].Detector != "policy/test" {
 				t.Errorf("%q, %+v", got, f)
 			}
@@ -80,7 +80,7 @@ func TestLoop(t *testing.T) {
 	}
 	// One that does not: told at 5, 10, 20, 40.
 	run(2, "loop_body", 40)
-	if got := r.found(); len(got) != 4 || got[0] != "high: thread 2 loops" || r.hub.Recent(0)[3].Facts[len(r.hub.Recent(0)[3].Facts)-1] != (detectors.Fact{Name: "count", Value: 40}) {
+	if got := r.found(); len(got) != 4 || got[0] != "high: thread 2 loops" || r.findings()[3].Facts[len(r.findings()[3].Facts)-1] != (detectors.Fact{Name: "count", Value: 40}) {
 		t.Errorf("%q", got)
 	}
 	if s := d.Status(); s[1].Matched != 60 || s[1].Acted != 40 || s[1].Keys != 2 || s[0].Matched != 3 || s[0].Acted != 0 {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
-	"github.com/hprobe/hprobe/detectors/sinks"
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
@@ -41,7 +43,7 @@ type rig struct {
 	kernel *guestos.Kernel
 	engine *probe.Engine
 	binder *binder.Binder
-	hub    sinks.Hub
+	sink   sink
 }
 
 func testProfile(t testing.TB) *isf.Profile {
@@ -111,7 +113,7 @@ func newRig(t *testing.T) *rig {
 		}
 	})
 	<-r.engine.Ready()
-	r.binder = binder.New(r.engine, r.kernel, xenevents.DomainInfo{ID: 5, Name: "guest"}, &r.hub)
+	r.binder = binder.New(r.engine, r.kernel, xenevents.DomainInfo{ID: 5, Name: "guest"}, &r.sink)
 	return r
 }
 
@@ -166,9 +168,27 @@ func (r *rig) call(function string, args ...uint64) (rax uint64) {
 	return rax
 }
 
+// sink keeps findings.
+type sink struct {
+	mu  sync.Mutex
+	all []*detectors.Finding
+}
+
+func (s *sink) Emit(f *detectors.Finding) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, f)
+}
+
+func (r *rig) findings() []*detectors.Finding {
+	r.sink.mu.Lock()
+	defer r.sink.mu.Unlock()
+	return slices.Clone(r.sink.all)
+}
+
 // found are the messages of all findings so far.
 func (r *rig) found() (all []string) {
-	for _, f := range r.hub.Recent(0) {
+	for _, f := range r.findings() {
 		all = append(all, f.Severity.String()+": "+f.Message)
 	}
 	return all

@@ -74,8 +74,8 @@ var mayImport = map[string][]string{
 }
 
 // testsMayImport says what the _test.go files of a room may import beside what
-// the room itself may: the software guest, the conformance suite, the lab.
-var testsMayImport = []string{"xenevents/sim", "xenevents/drivertest", "xenevents/guestmem", "test/lab", "profiles/build"}
+// the room itself may: the software guest and an engine for it, the conformance suite, the lab.
+var testsMayImport = []string{"xenevents/sim", "xenevents/probe", "xenevents/drivertest", "xenevents/guestmem", "test/lab", "profiles/build"}
 
 type pkg struct {
 	ImportPath, Dir                                    string
