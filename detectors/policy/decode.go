@@ -45,13 +45,13 @@ func kindName(n *yaml.Node) string {
 func (d *decoder) usable(n *yaml.Node, path string) bool {
 	switch {
 	case n.Kind == yaml.AliasNode:
-		d.add(at(n), path, "an alias, *%s: there are none in a policy; write what it stands for", n.Value)
+		d.add(at(n), path, "an alias, %q: there are none in a policy; write what it stands for", "*"+shorten(n.Value))
 		return false
 	case n.Anchor != "":
-		d.add(at(n), path, "an anchor, &%s: there are none in a policy; leave it out, and write what its aliases stand for", n.Anchor)
+		d.add(at(n), path, "an anchor, %q: there are none in a policy; leave it out, and write what its aliases stand for", "&"+shorten(n.Anchor))
 		return false
 	case n.Style&yaml.TaggedStyle != 0:
-		d.add(at(n), path, "a tag, %s: there are none in a policy; leave it out", n.Tag)
+		d.add(at(n), path, "a tag, %q: there are none in a policy; leave it out", shorten(n.Tag))
 		return false
 	}
 	return true
@@ -149,7 +149,7 @@ func (d *decoder) text(n *yaml.Node, v reflect.Value, path string, f *shape.Fiel
 	switch text := n.Value; {
 	case strings.TrimSpace(text) == "":
 		d.add(at(n), path, "an empty text: leave the field out, or say what it is%s", wanted(f))
-	case !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return r != '\n' && r != '\t' && !strconv.IsPrint(r) }):
+	case !printable(text):
 		d.add(at(n), path, "a text with characters that can't be printed: %q", shorten(text))
 	case f.Enum != nil && !slices.Contains(f.Enum, text):
 		d.add(at(n), path, "%q is none of %s%s", shorten(text), strings.Join(f.Enum, ", "), near.Hint(text, f.Enum))
@@ -158,6 +158,11 @@ func (d *decoder) text(n *yaml.Node, v reflect.Value, path string, f *shape.Fiel
 	default:
 		v.SetString(text)
 	}
+}
+
+// printable says whether a terminal shows a text as it is, and obeys nothing in it.
+func printable(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return r != '\n' && r != '\t' && !strconv.IsPrint(r) })
 }
 
 func (d *decoder) number(n *yaml.Node, v reflect.Value, path string, f *shape.Field) {
@@ -219,6 +224,8 @@ func (d *decoder) pairs(n *yaml.Node, path string, f func(key, value *yaml.Node)
 		case !d.usable(key, path):
 		case key.Kind != yaml.ScalarNode:
 			d.add(at(key), path, "a key is a text, and this one is %s", kindName(key))
+		case !printable(key.Value):
+			d.add(at(key), path, "a key with characters that can't be printed: %q", shorten(key.Value))
 		case twice:
 			d.add(at(key), path, "%q is here a second time: it was said in line %d", shorten(key.Value), line)
 		default:
