@@ -3,6 +3,8 @@ package xen
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -92,6 +94,51 @@ func policies(t *testing.T, cfg lab.Config) {
 		t.Errorf("%s, and there is\n%s", out, found)
 	}
 	m.stop()
+}
+
+// language is a policy with what the EDCC 2015 paper's detectors need: a heartbeat, a counter
+// that another probe sets back, and a value in a register.
+const language = `apiVersion: hprobe/v1
+kind: ProbePolicy
+metadata: {name: language}
+spec:
+  domains: {names: [guest]}
+  counters: [{name: turns, key: vcpu}]
+  probes:
+    - {name: begin, at: security_bprm_check, then: {reset: turns}}
+    - name: turn
+      at: __x64_sys_getpriority
+      when: comm == "calls"
+      then: {count: turns, threshold: 50, finding: {message: 'turn of {comm}'}}
+    - {name: late, at: __x64_sys_getpriority+0x4, when: comm == "calls" && u64(reg.rdi + 112u) % 1000u == 7u, then: {finding: {message: register}}}
+  watchdogs: [{name: alive, expect: turn, within: 3s, clock: host, from: first, finding: {message: no turn any more}}]
+`
+
+// TestPolicyLanguage: the watchdog and the loop detectors, as policies, on real hits.
+func TestPolicyLanguage(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "language.yaml")
+	if err := os.WriteFile(file, []byte(language), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := lab.Copy(t, plain, binary(t, "test/xen/policies"), profile(t, plain.Guest), program(t, "calls"), lab.File{Name: "language.yaml", Source: file})
+	m := startPolicies(t, h, "/payload/language.yaml")
+	for range 2 { // the exec of the second one sets the count back
+		m.clear()
+		h.Guest.MustRun(t, "calls 240 1")
+		found := m.found()
+		if turns := strings.Count(found, "turn of"); turns != 3 || !strings.Contains(found, `"count":"0xc8"`) || strings.Count(found, `"message":"register"`) != 1 { // at 50, 100, 200
+			t.Errorf("%d findings of turns:\n%s", turns, found)
+		}
+	}
+	if found := h.MustRun(t, "sleep 6; cat /tmp/policies.log"); strings.Count(found, "no turn any more") != 1 {
+		t.Errorf("of the watchdog there is\n%s", found)
+	}
+	h.Guest.MustRun(t, "calls 1 1")
+	if found := h.MustRun(t, "sleep 2; cat /tmp/policies.log"); strings.Count(found, "alive: turn matches again") != 1 {
+		t.Errorf("of the watchdog there is\n%s", found)
+	}
+	t.Log(m.stop())
 }
 
 func unquoted(json string) string { return strings.ReplaceAll(json, `\"`, `"`) }

@@ -1,5 +1,5 @@
-// Command policies is the tests' own monitor with stock policies, for dom0 of the lab. It
-// compiles and arms those that its arguments name, prints "armed", then each finding as a
+// Command policies is the tests' own monitor with policies, for dom0 of the lab. It
+// compiles and arms those that its arguments name, stock ones and files, prints "armed", then each finding as a
 // line of JSON, and on SIGTERM takes them out and prints their status.
 package main
 
@@ -67,9 +67,9 @@ func watch(ctx context.Context, s *monitor.Session, guest xenevents.DomainInfo, 
 	return nil
 }
 
-// compile compiles a stock policy for the guest, whether its kernel needs it or not.
+// compile compiles a policy for the guest, whether its kernel needs it or not.
 func compile(ctx context.Context, s *monitor.Session, name string, enforce bool) (*policy.Detector, error) {
-	text, err := policy.StockText(name)
+	text, err := textOf(name)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +84,14 @@ func compile(ctx context.Context, s *monitor.Session, name string, enforce bool)
 	return parsed[0].Compile(policy.Target{Kernel: s.Kernel, Do: do, Regardless: true})
 }
 
+func textOf(name string) (string, error) {
+	if !strings.HasSuffix(name, ".yaml") {
+		return policy.StockText(name)
+	}
+	text, err := os.ReadFile(name)
+	return string(text), err
+}
+
 // tick has the policies look at the clock, until ctx ends.
 func tick(ctx context.Context, s *monitor.Session, all []*policy.Detector, hub *sinks.Hub) {
 	start := time.Now()
@@ -95,6 +103,7 @@ func tick(ctx context.Context, s *monitor.Session, all []*policy.Detector, hub *
 		err := s.Engine.Do(ctx, func(xenevents.Domain) error {
 			for _, d := range all {
 				for _, f := range d.Tick(detectors.Moment{Host: time.Now(), Guest: time.Since(start)}) {
+					f.Detector = d.Name()
 					hub.Emit(f)
 				}
 			}
