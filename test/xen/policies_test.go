@@ -23,6 +23,7 @@ type attack struct {
 var attacks = []attack{
 	{"cve-2008-0600", "vmsplice malicious", "accepted: ", "refused: EFAULT", "0x7ffff000 bytes, as copied, to a pipe"},
 	{"cve-2008-0600", "vmsplice exploit", "refused: EINVAL", "refused: EFAULT", "the first length is 0xffffffffffffffff"},
+	{"cve-2008-0600", "splicerace from 8 3 compat", "huge 4 refused 0", "huge 0 refused 4", "0x7ffff000 bytes, as copied, from a pipe"},
 	{"cve-2022-0185", "attacks fsconfig", "refused: EINVAL", "refused: EINVAL", `writes "behind" behind the page of options, which has 0xfff bytes`},
 	{"cve-2021-4034", "attacks argv", "argv: done", "refused: EINVAL", `"attacks" (uid 0) runs a program without arguments`},
 	{"cve-2022-0492", "attacks release_agent", "refused: EPERM", "refused: EPERM", `sets a release_agent to "/nothing" from a container`},
@@ -47,7 +48,7 @@ func policies(t *testing.T, cfg lab.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := lab.Copy(t, cfg, binary(t, "test/xen/policies"), profile(t, cfg.Guest), program(t, "attacks"), program(t, "vmsplice"), vuln, creds)
+	h := lab.Copy(t, cfg, binary(t, "test/xen/policies"), profile(t, cfg.Guest), program(t, "attacks"), program(t, "vmsplice"), program(t, "splicerace"), vuln, creds)
 	// Kernels since 7 have no such options.
 	legacy := !strings.Contains(h.Guest.MustRun(t, "attacks fsconfig"), "ENOSYS")
 	all := []attack{}
