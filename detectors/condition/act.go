@@ -12,7 +12,7 @@ import (
 // act makes the finding of a match, and in enforce mode its verdict.
 func (p *Program) act(h detectors.Hit, r *Result) {
 	if p.rule.Sparse && !reported(r.Count, p.rule.Threshold) {
-		if p.rule.Verdicts() {
+		if p.rule.Enforce {
 			r.Done = p.verdict(h, &r.Verdict)
 		}
 		return

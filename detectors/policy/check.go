@@ -171,7 +171,7 @@ func (c *checker) source(b *Probe, field string) {
 	case len(b.At) > 0:
 		for i, text := range b.At {
 			at := field + ".at"
-			if c.p.positions[at+"[1]"] != (position{}) || c.p.positions[at+"[0]"] != c.p.positions[at] {
+			if len(b.At) > 1 {
 				at = fmt.Sprintf("%s[%d]", at, i)
 			}
 			loc, err := binder.ParseLocation(text)
