@@ -31,23 +31,30 @@ func main() {
 }
 
 func run() error {
-	d, err := read(sourceFile)
-	if err != nil {
-		return err
-	}
-	schema, err := d.schema()
+	schema, docs, err := generate()
 	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(schemaFile, schema, 0o644); err != nil {
 		return err
 	}
+	return os.WriteFile(docsFile, docs, 0o644)
+}
+
+func generate() (schema, docs []byte, err error) {
+	d, err := read(sourceFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if schema, err = d.schema(); err != nil {
+		return nil, nil, err
+	}
 	template, err := os.ReadFile(templateFile)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	text := strings.NewReplacer("<!-- reference -->\n", d.reference(), "<!-- stock -->\n", stock()).Replace(string(template))
-	return os.WriteFile(docsFile, []byte(strings.TrimSpace(text)+"\n"), 0o644)
+	return schema, []byte(strings.TrimSpace(text) + "\n"), nil
 }
 
 // document is what the source says of the types: by "Type" and "Type.Field".
