@@ -5,6 +5,9 @@ package detectors
 
 import (
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hprobe/hprobe/xenevents"
@@ -176,6 +179,8 @@ type Running interface {
 	// StartTime is in nanoseconds since the guest's boot.
 	StartTime() (uint64, error)
 	Comm() (string, error)
+	// Address is where its struct is in the guest's kernel.
+	Address() (uint64, error)
 }
 
 // Return is the end of a call.
@@ -216,7 +221,19 @@ const (
 	High
 )
 
-func (s Severity) String() string { return [...]string{"info", "medium", "high"}[min(s, High)] }
+// severities are their names, in order.
+var severities = [...]string{"info", "medium", "high"}
+
+func (s Severity) String() string { return severities[min(s, High)] }
+
+// ParseSeverity reads a severity's name.
+func ParseSeverity(name string) (Severity, error) {
+	i := slices.Index(severities[:], name)
+	if i < 0 {
+		return 0, fmt.Errorf("no severity is called %q: there are %s", name, strings.Join(severities[:], ", "))
+	}
+	return Severity(i), nil
+}
 
 // Finding is what a detector concluded. What does not concern it (time, domain,
 // process, probe), and Blocked, the binder fills in.
@@ -231,6 +248,8 @@ type Finding struct {
 
 	Severity Severity
 	Message  string
+	// Tags are words to sort findings by: "cve-2008-0600". They must not be changed.
+	Tags []string
 	// Blocked: the guest did not get what it tried. The Message must not claim
 	// it where Hit.CanDeny fails.
 	Blocked bool

@@ -11,7 +11,13 @@ import (
 
 // act makes the finding of a match, and in enforce mode its verdict.
 func (p *Program) act(h detectors.Hit, r *Result) {
-	f := &detectors.Finding{Severity: detectors.Medium}
+	if p.rule.Sparse && !reported(r.Count, p.rule.Threshold) {
+		if p.rule.Enforce {
+			r.Done = p.verdict(h, &r.Verdict)
+		}
+		return
+	}
+	f := &detectors.Finding{Severity: detectors.Medium, Tags: p.rule.Tags}
 	for _, v := range p.Captured() {
 		if v.Err == nil && v.Number != 0 && len(f.Facts) < maxCaptures {
 			f.Facts = append(f.Facts, detectors.Fact{Name: v.Name, Value: v.Number})
@@ -21,12 +27,24 @@ func (p *Program) act(h detectors.Hit, r *Result) {
 		f.Facts = append(f.Facts, detectors.Fact{Name: "count", Value: r.Count})
 	}
 	f.Message = p.text(r)
-	if p.rule.verdicts() {
+	if p.rule.Verdicts() {
 		f.Severity = detectors.High
 		r.Done = p.verdict(h, &r.Verdict)
 		f.Message += "; " + r.Done
 	}
+	if p.rule.Severity != nil {
+		f.Severity = *p.rule.Severity
+	}
 	r.Finding = f
+}
+
+// reported says whether a count is the threshold, or that doubled so many times.
+func reported(count, threshold uint64) bool {
+	if threshold == 0 || count%threshold != 0 {
+		return threshold == 0
+	}
+	times := count / threshold
+	return times&(times-1) == 0
 }
 
 func (p *Program) text(r *Result) string {

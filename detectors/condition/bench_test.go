@@ -47,6 +47,7 @@ func testProfile(t testing.TB) *isf.Profile {
 		"low": field(60, isf.Type{Kind: isf.Bitfield, BitLen: 3, BitPos: 0, BitsType: &uint}), "neg": field(60, isf.Type{Kind: isf.Bitfield, BitLen: 4, BitPos: 3, BitsType: &sint}),
 		"ids": field(64, array(4, sint)), "name": field(80, array(8, char)), "mode16": field(88, short), "hook": field(48, to(isf.Type{Kind: isf.Function})), "kind": field(92, isf.Type{Kind: isf.Enum, Name: "pid_type"}),
 		"perm": field(60, isf.Type{Kind: isf.Enum, Name: "perm"}), "opaque": field(48, to(record("nosuch"))), "as": field(0, uint)}}
+	b.Users["task_struct"] = isf.UserType{Kind: isf.Struct, Size: 16, Fields: map[string]isf.Field{"flags": field(0, uint), "real_parent": field(8, to(record("task_struct")))}}
 	b.Users["pid"] = isf.UserType{Kind: isf.Struct, Size: 8, Fields: map[string]isf.Field{"level": field(0, uint)}}
 	b.Users["iovec"] = isf.UserType{Kind: isf.Struct, Size: 16, Fields: map[string]isf.Field{"iov_base": field(0, to(void)), "iov_len": field(8, ulong)}}
 	b.Funcs["f"] = isf.Func{Params: []isf.Param{{Name: "file", Type: to(record("file"))}, {Name: "name", Type: to(char)}, {Name: "count", Type: ulong}, {Name: "flags", Type: uint}, {Name: "type", Type: sint}, {Name: "pos", Type: to(long)}}}
@@ -96,6 +97,7 @@ func (t *task) PID() (uint32, error)       { t.asked = append(t.asked, "pid"); r
 func (t *task) TID() (uint32, error)       { t.asked = append(t.asked, "tid"); return t.tid, t.err }
 func (t *task) UID() (uint32, error)       { t.asked = append(t.asked, "uid"); return t.uid, t.err }
 func (t *task) StartTime() (uint64, error) { t.asked = append(t.asked, "start"); return t.start, t.err }
+func (t *task) Address() (uint64, error)   { return taskAt, t.err }
 func (t *task) Comm() (string, error)      { t.asked = append(t.asked, "comm"); return t.comm, t.err }
 
 var errArg = errors.New("there is no such argument")
@@ -144,6 +146,8 @@ func (c *call) text(at uint64, s string) { c.put(at, append([]byte(s), 0)...) }
 
 // Where things are in the guest of newCall.
 const (
+	taskAt = 0xffff888000004000
+
 	fileAt, dentryAt, nameAt, pathAt, posAt = 0xffff888000001000, 0xffff888000002000, 0xffff888000003000, 0x7f0000001000, 0xffffc90000001000
 )
 

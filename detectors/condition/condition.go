@@ -78,10 +78,7 @@ func NewScope(profile *isf.Profile, at Place) (*Scope, error) {
 		s.args = at.Args
 	}
 	s.types = newProvider(profile, s.hit)
-	options := []cel.EnvOption{
-		cel.CustomTypeProvider(s.types), cel.CrossTypeNumericComparisons(true), cel.EnableIdentifierEscapeSyntax(),
-		cel.ParserExpressionSizeLimit(maxText), cel.ParserRecursionLimit(maxDepth), cel.ExpressionNodeLimit(maxNodes), cel.RegexProgramSizeLimit(maxRegex),
-	}
+	options := append(parsing(), cel.CustomTypeProvider(s.types), cel.CrossTypeNumericComparisons(true), cel.RegexProgramSizeLimit(maxRegex))
 	options = append(options, s.functions()...)
 	var err error
 	if s.env, err = cel.NewEnv(options...); err != nil {
@@ -105,12 +102,9 @@ type Expression struct {
 // Compile compiles an expression of any type that can be shown.
 func (s *Scope) Compile(text string) (*Expression, error) {
 	fail := func(why string) (*Expression, error) { return nil, &Error{Text: text, Why: why} }
-	if strings.TrimSpace(text) == "" {
-		return fail("there is nothing in it")
-	}
-	parsed, issues := s.env.Parse(text)
-	if issues.Err() != nil {
-		return fail(s.explain(issues, nil))
+	parsed, err := s.parse(text)
+	if err != nil {
+		return nil, err
 	}
 	tree := parsed.NativeRep()
 	if err := s.checkNames(tree); err != nil {
@@ -190,7 +184,7 @@ func (s *Scope) known() string {
 			args = append(args, a.Name)
 		}
 	}
-	what := "; there are pid, tid, comm, uid, start_time and vcpu"
+	what := "; there are pid, tid, comm, uid, start_time, current (its task_struct), reg.rax and the like, and vcpu"
 	if s.syscalls {
 		what += ", syscall.name, syscall.nr and syscall.compat"
 	}

@@ -37,9 +37,9 @@ func keyOf(v ref.Val) (key, bool) {
 	return key{}, false
 }
 
-// counter counts by key. Where there are too many keys the one goes that was not
-// seen for the longest time.
-type counter struct {
+// Counter counts by key. Where there are too many keys the one goes that was not
+// seen for the longest time. It belongs to the goroutine that serves the domain's hits.
+type Counter struct {
 	limit   int
 	entries map[key]*list.Element
 	order   list.List // of *entry, the latest first
@@ -51,10 +51,13 @@ type entry struct {
 	count uint64
 }
 
-func newCounter(limit int) *counter { return &counter{limit: limit, entries: map[key]*list.Element{}} }
+// NewCounter makes a counter without counts.
+func NewCounter() *Counter { return newCounter(maxKeys) }
+
+func newCounter(limit int) *Counter { return &Counter{limit: limit, entries: map[key]*list.Element{}} }
 
 // add counts one more, and returns how many that makes.
-func (c *counter) add(k key) uint64 {
+func (c *Counter) add(k key) uint64 {
 	if e, ok := c.entries[k]; ok {
 		c.order.MoveToFront(e)
 		e.Value.(*entry).count++
@@ -71,7 +74,7 @@ func (c *counter) add(k key) uint64 {
 }
 
 // reset forgets a key's count.
-func (c *counter) reset(k key) {
+func (c *Counter) reset(k key) {
 	if e, ok := c.entries[k]; ok {
 		delete(c.entries, k)
 		c.order.Remove(e)

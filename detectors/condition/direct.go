@@ -90,6 +90,14 @@ func (s *Scope) directCall(c ast.CallExpr) judge {
 	return nil
 }
 
+// directKey compiles a key that is a number; nil where it is something else.
+func (s *Scope) directKey(e *Expression) operand {
+	if t := e.ast.OutputType(); t != types.IntType && t != types.UintType {
+		return nil
+	}
+	return s.operand(e.ast.NativeRep().Expr())
+}
+
 // either is x || y for settles true, x && y for false. The value that settles it does
 // so whatever error the other one is.
 func either(x, y judge, settles bool) judge {

@@ -54,7 +54,18 @@ func (s *Scope) declare(at *Place) error {
 			add(p.name, from)
 		}
 	}
+	if shape, ok := s.types.shape(isf.Type{Kind: isf.Pointer, Subtype: &isf.Type{Kind: isf.Struct, Name: "task_struct"}}, 0); ok {
+		add("current", s.hit.add(source{shape: shape, arg: -1, number: func(h detectors.Hit) (uint64, error) { return h.Running().Address() }}))
+	}
 	s.declareSource(add)
+	if s.of == Instruction {
+		for i, name := range registers {
+			if name == "" {
+				name = "rsp"
+			}
+			add("reg."+name, s.hit.add(source{shape: aUint, arg: -1, number: func(h detectors.Hit) (uint64, error) { return *h.Registers().GPR(i), nil }}))
+		}
+	}
 	if s.syscalls {
 		for name, from := range syscallNames {
 			from.arg = -1

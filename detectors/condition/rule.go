@@ -23,9 +23,22 @@ type Rule struct {
 	Threshold uint64
 	Key       string
 	Reset     string
-	// Message is the finding's, a Template; "": there is a finding where the rule
-	// has a threshold or a verdict, with a message of hprobe's.
+	// Counter, when not nil, is where matches are counted, by Key, together with those of
+	// other rules that have the same one; without a Threshold they are counted only.
+	Counter *Counter
+	// Clear has a match set its key's count in Counter to 0, instead of counting.
+	Clear bool
+	// Sparse has a rule with a Threshold report its Threshold'th match, and one each time
+	// that the count has doubled since. Verdicts are carried out at all of them.
+	Sparse bool
+	// Report is that there is a finding at each match. There is one also where the rule
+	// has a message, a threshold or a verdict.
+	Report bool
+	// Message is the finding's, a Template; "": one of hprobe's.
 	Message string
+	// Severity is the finding's; nil: Medium, or High where there is a verdict.
+	Severity *detectors.Severity
+	Tags     []string // the finding's
 	// Verdicts. They are carried out in enforce mode only, otherwise the finding
 	// says what would have happened.
 	Deny    string   // an error's name, or what the function is to return
@@ -35,9 +48,10 @@ type Rule struct {
 }
 
 // Acts says whether a rule does more than show its matches.
-func (r *Rule) Acts() bool { return r.Message != "" || r.Threshold > 0 || r.verdicts() }
+func (r *Rule) Acts() bool { return r.Report || r.Message != "" || r.Threshold > 0 || r.Verdicts() }
 
-func (r *Rule) verdicts() bool { return r.Deny != "" || len(r.Set) > 0 || r.Pause }
+// Verdicts says whether a rule would change what the guest does.
+func (r *Rule) Verdicts() bool { return r.Deny != "" || len(r.Set) > 0 || r.Pause }
 
 // Bounds of a rule.
 const (
@@ -55,7 +69,8 @@ type Program struct {
 	captures []*Capture
 	result   *Capture    // at a call's end, where the type of its value is known
 	key      *Expression // nil: one for all
-	counts   *counter    // nil: nobody asks
+	direct   operand     // of the key, where it is a plain number
+	counts   *Counter    // nil: nobody asks
 	message  *Template   // nil: hprobe's own
 	deny     int64
 	set      []*assignment
@@ -105,11 +120,13 @@ func Compile(profile *isf.Profile, at Place, r Rule) (*Program, error) {
 // Check says what of a rule makes no sense at a place, without a profile.
 func (r *Rule) Check(at Place) error {
 	switch {
-	case r.Key != "" && r.Threshold == 0:
+	case r.Clear && (r.Counter == nil || r.Threshold > 0):
+		return errors.New("a rule that sets a counter to 0 does not count, and has no threshold")
+	case r.Key != "" && r.Threshold == 0 && r.Counter == nil:
 		return errors.New("a key without a threshold counts for nothing: say which number of matches is too many")
 	case r.Reset != "" && r.Threshold == 0:
 		return errors.New("a reset without a threshold: there is nothing to set back")
-	case r.Enforce && !r.verdicts():
+	case r.Enforce && !r.Verdicts():
 		return errors.New("enforce mode without a verdict: say what is to happen (deny, set or pause)")
 	case r.Deny != "" && at.Ends:
 		return errors.New("a call that has returned can't be refused, and a rule with returns judges the end of calls: say deny without return, or set ret")
@@ -157,10 +174,12 @@ func (p *Program) compileCaptures() (err error) {
 }
 
 func (p *Program) compileCounts() (err error) {
-	if p.rule.Threshold == 0 {
-		return nil
+	if p.counts = p.rule.Counter; p.counts == nil {
+		if p.rule.Threshold == 0 {
+			return nil
+		}
+		p.counts = NewCounter()
 	}
-	p.counts = newCounter(maxKeys)
 	if p.rule.Key == "" {
 		return nil
 	}
@@ -171,6 +190,7 @@ func (p *Program) compileCounts() (err error) {
 	case strings.HasPrefix(t, "list"), strings.HasPrefix(t, "map"), t == "bytes", t == "double", t == "dyn", t == "type":
 		return fmt.Errorf("key %w", &Error{Text: p.rule.Key, Why: "it is of type " + t + ": a key is a number, a string, or true or false"})
 	}
+	p.direct = p.scope.directKey(p.key)
 	return nil
 }
 
@@ -243,7 +263,7 @@ func (p *Program) Judge(h detectors.Hit) (r Result) {
 // makes many must not drown other findings.
 func (p *Program) unseen(err error) detectors.Outcome {
 	n := p.Stats().Errors
-	if !p.rule.verdicts() || n&(n-1) != 0 {
+	if !p.rule.Verdicts() || n&(n-1) != 0 {
 		return detectors.Outcome{}
 	}
 	return detectors.Outcome{Finding: &detectors.Finding{
@@ -266,13 +286,9 @@ func (p *Program) count(matched bool) (uint64, error) {
 	}
 	var k key
 	if p.key != nil {
-		v, err := p.key.eval()
-		if err != nil {
+		var err error
+		if k, err = p.keyNow(); err != nil {
 			return 0, err
-		}
-		var ok bool
-		if k, ok = keyOf(v); !ok {
-			return 0, fmt.Errorf("a %s is no key", v.Type().TypeName())
 		}
 	}
 	if p.reset != nil {
@@ -284,10 +300,31 @@ func (p *Program) count(matched bool) (uint64, error) {
 			p.counts.reset(k)
 		}
 	}
-	if !matched {
+	switch {
+	case !matched:
+		return 0, nil
+	case p.rule.Clear:
+		p.counts.reset(k)
 		return 0, nil
 	}
 	return p.counts.add(k), nil
+}
+
+// keyNow is the key of the hit.
+func (p *Program) keyNow() (key, error) {
+	if p.direct != nil {
+		v, err := p.direct(p.scope.hit)
+		return key{kind: 'i', n: v.n}, err
+	}
+	v, err := p.key.eval()
+	if err != nil {
+		return key{}, err
+	}
+	k, ok := keyOf(v)
+	if !ok {
+		return k, fmt.Errorf("a %s is no key", v.Type().TypeName())
+	}
+	return k, nil
 }
 
 func (p *Program) note(acted bool) {
@@ -338,3 +375,7 @@ func (p *Program) Captured() []Value {
 	}
 	return p.captured
 }
+
+// Missed counts a hit that could not be handed to the rule as one that could not be
+// judged.
+func (p *Program) Missed(err error) { p.failed(err) }

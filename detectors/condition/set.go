@@ -35,22 +35,28 @@ type assignment struct {
 // struct (file.f_flags), a number in memory (u32(addr(file) + 8)), or bytes there
 // (mem(addr(file))).
 func (s *Scope) assign(text string) (*assignment, error) {
-	place, value, ok := strings.Cut(text, "=")
-	if !ok {
-		return nil, &Error{Text: text, Why: "it is written PLACE=VALUE, like rsi=0 or file.f_flags=0"}
+	place, value, err := splitAssignment(text)
+	if err != nil {
+		return nil, err
 	}
 	a := &assignment{text: text, register: -1}
-	var err error
 	if a.value, err = s.Compile(value); err != nil {
 		return nil, err
 	}
-	place = strings.TrimSpace(place)
 	if i := slices.Index(registers, strings.ToLower(place)); i >= 0 && place != "" {
 		a.register, a.size = i, 8
 	} else if err := s.place(a, place); err != nil {
 		return nil, err
 	}
 	return a, a.checkValue()
+}
+
+func splitAssignment(text string) (place, value string, err error) {
+	place, value, ok := strings.Cut(text, "=")
+	if !ok {
+		return "", "", &Error{Text: text, Why: "it is written PLACE=VALUE, like rsi=0 or file.f_flags=0"}
+	}
+	return strings.TrimSpace(place), value, nil
 }
 
 func (a *assignment) checkValue() error {

@@ -39,15 +39,19 @@ type Capture struct {
 
 // Capture compiles EXPR or NAME=EXPR.
 func (s *Scope) Capture(spec string) (*Capture, error) {
-	name, text := spec, spec
-	if n, rest, ok := strings.Cut(spec, "="); ok && identifier.MatchString(strings.TrimSpace(n)) && !strings.HasPrefix(rest, "=") {
-		name, text = strings.TrimSpace(n), rest
-	}
+	name, text := splitCapture(spec)
 	e, err := s.Compile(text)
 	if err != nil {
 		return nil, err
 	}
-	return &Capture{Name: strings.TrimSpace(name), Expression: e}, nil
+	return &Capture{Name: name, Expression: e}, nil
+}
+
+func splitCapture(spec string) (name, text string) {
+	if n, rest, ok := strings.Cut(spec, "="); ok && identifier.MatchString(strings.TrimSpace(n)) && !strings.HasPrefix(rest, "=") {
+		return strings.TrimSpace(n), rest
+	}
+	return strings.TrimSpace(spec), spec
 }
 
 // captureName captures a variable, and says so of one that can't be read.

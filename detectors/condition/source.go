@@ -129,7 +129,7 @@ func (r *Rule) checkSource(at Place) error {
 	case r.Deny != "" && !at.Deniable:
 		return errors.New("it can't be denied: only writes of cr0, cr4 and MSRs, and plain stores to memory can")
 	case r.Deny != "" && r.Deny != DenyWrite:
-		return errors.New("there is no caller to be told an error: say --deny write, and the write has no effect")
+		return errors.New("there is no caller to be told an error: say deny write, and the write has no effect")
 	case len(r.Set) > 0:
 		return errors.New("only at an instruction something can be set")
 	case r.Pause && at.Async:

@@ -89,7 +89,7 @@ func TestVerdictsOfSources(t *testing.T) {
 		rule Rule
 		want string // of the error
 	}{
-		{Place{Of: Register, Deniable: true}, Rule{Deny: "write"}, ""}, {Place{Of: Register, Deniable: true}, Rule{Deny: "EPERM"}, "--deny write"},
+		{Place{Of: Register, Deniable: true}, Rule{Deny: "write"}, ""}, {Place{Of: Register, Deniable: true}, Rule{Deny: "EPERM"}, "deny write"},
 		{Place{Of: Register}, Rule{Deny: "write"}, "can't be denied"}, {Place{Of: CPUID}, Rule{Set: []string{"rax=1"}}, "set"}, {Place{Of: Register, Async: true}, Rule{Pause: true}, "async"},
 		{Place{Entry: true}, Rule{Deny: "write"}, "deny"},
 	} {

@@ -17,10 +17,26 @@ type Template struct {
 
 // Template compiles one.
 func (s *Scope) Template(text string) (*Template, error) {
-	if len(text) > maxText {
-		return nil, fmt.Errorf("a message of %d bytes: %d are allowed", len(text), maxText)
+	words, parts, err := splitTemplate(text)
+	if err != nil {
+		return nil, err
 	}
-	t := &Template{}
+	t := &Template{words: words}
+	for _, part := range parts {
+		c, err := s.Capture(part)
+		if err != nil {
+			return nil, err
+		}
+		t.parts = append(t.parts, c)
+	}
+	return t, nil
+}
+
+// splitTemplate returns the expressions of a message, and the words around them.
+func splitTemplate(text string) (words, parts []string, err error) {
+	if len(text) > maxText {
+		return nil, nil, fmt.Errorf("a message of %d bytes: %d are allowed", len(text), maxText)
+	}
 	var word strings.Builder
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -28,25 +44,20 @@ func (s *Scope) Template(text string) (*Template, error) {
 			word.WriteByte(c)
 			i++
 		case c == '}':
-			return nil, &Error{Text: text, Why: "a } without a {; write }} for the character"}
+			return nil, nil, &Error{Text: text, Why: "a } without a {; write }} for the character"}
 		case c == '{':
 			end := strings.IndexByte(text[i:], '}')
 			if end < 0 {
-				return nil, &Error{Text: text, Why: "a { without a }; write {{ for the character"}
+				return nil, nil, &Error{Text: text, Why: "a { without a }; write {{ for the character"}
 			}
-			part, err := s.Capture(text[i+1 : i+end])
-			if err != nil {
-				return nil, err
-			}
-			t.words, t.parts = append(t.words, word.String()), append(t.parts, part)
+			words, parts = append(words, word.String()), append(parts, text[i+1:i+end])
 			word.Reset()
 			i += end
 		default:
 			word.WriteByte(c)
 		}
 	}
-	t.words = append(t.words, word.String())
-	return t, nil
+	return append(words, word.String()), parts, nil
 }
 
 // Text is the message at the hit that the scope was pointed at.

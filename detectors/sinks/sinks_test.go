@@ -78,7 +78,7 @@ func TestWriteJSONOutlivesAFullDisk(t *testing.T) {
 			h.Emit(&detectors.Finding{Message: "lost"})
 		}
 		h.Emit(&detectors.Finding{Time: time.Unix(1, 0).UTC(), Domain: "guest", Process: &detectors.Process{PID: 7, Comm: "a\x1b[2J\"b"}, Severity: detectors.High,
-			Message: "kept", Blocked: true, Facts: []detectors.Fact{{Name: "iov_len", Value: 1 << 63}}})
+			Message: "kept", Tags: []string{"cve"}, Blocked: true, Facts: []detectors.Fact{{Name: "iov_len", Value: 1 << 63}}})
 		h.Emit(&detectors.Finding{Message: "kept, too"})
 		s.Close()
 		out := &full{room: room}
@@ -93,7 +93,7 @@ func TestWriteJSONOutlivesAFullDisk(t *testing.T) {
 			t.Errorf("%s: %v: %q", name, err, out.String())
 			continue
 		}
-		if got.Message != "kept" || !got.Blocked || got.Facts["iov_len"] != "0x8000000000000000" || got.PID != 7 || got.Severity != "high" || last.Message != "kept, too" {
+		if got.Message != "kept" || !got.Blocked || got.Facts["iov_len"] != "0x8000000000000000" || got.PID != 7 || got.Severity != "high" || len(got.Tags) != 1 || got.Tags[0] != "cve" || last.Tags != nil || last.Message != "kept, too" {
 			t.Errorf("%s: %+v, %+v", name, got, last)
 		}
 		if n := strings.Count(logged.String(), "no space left"); n != len(room) {

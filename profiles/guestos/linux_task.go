@@ -144,15 +144,23 @@ func (k *Kernel) CurrentThread(regs *xenevents.Registers, load func(xenevents.GV
 	return uint32(pid), nil
 }
 
-func (r *Running) field(n int, offset uint64) ([]byte, error) {
+// Address is where the task_struct is.
+func (r *Running) Address() (uint64, error) {
 	if r.layout.err != nil {
-		return nil, fmt.Errorf("the running task: %w", r.layout.err)
+		return 0, fmt.Errorf("the running task: %w", r.layout.err)
 	}
 	if r.task == 0 {
 		if _, err := r.read(r.buf[:8], xenevents.GVA(r.gs+r.layout.current)); err != nil {
-			return nil, fmt.Errorf("the running task: %w", err)
+			return 0, fmt.Errorf("the running task: %w", err)
 		}
 		r.task = binary.LittleEndian.Uint64(r.buf[:8])
+	}
+	return r.task, nil
+}
+
+func (r *Running) field(n int, offset uint64) ([]byte, error) {
+	if _, err := r.Address(); err != nil {
+		return nil, err
 	}
 	if _, err := r.read(r.buf[:n], xenevents.GVA(r.task+offset)); err != nil {
 		return nil, fmt.Errorf("the running task: %w", err)

@@ -48,8 +48,8 @@ var mayImport = map[string][]string{
 	"profiles/debuginfo": {"profiles/isf"},
 
 	"detectors":           {"xenevents"},
-	"detectors/policy":    {"detectors"},
-	"detectors/binder":    {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "profiles/image", "xenevents", "xenevents/probe"},
+	"detectors/policy":    {"detectors", "detectors/binder", "detectors/condition", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents"},
+	"detectors/binder":    {"detectors", "detectors/condition", "profiles/isf", "profiles/near", "profiles/guestos", "profiles/image", "xenevents", "xenevents/probe"},
 	"detectors/builtin":   {"detectors", "xenevents"},
 	"detectors/condition": {"detectors", "profiles/isf", "profiles/near", "profiles/guestos", "xenevents"},
 	"detectors/sinks":     {"detectors"},
@@ -77,8 +77,8 @@ var mayImport = map[string][]string{
 }
 
 // testsMayImport says what the _test.go files of a room may import beside what
-// the room itself may: the software guest, the conformance suite, the lab.
-var testsMayImport = []string{"xenevents/sim", "xenevents/drivertest", "xenevents/guestmem", "test/lab", "profiles/build"}
+// the room itself may: the software guest and an engine for it, the conformance suite, the lab.
+var testsMayImport = []string{"xenevents/sim", "xenevents/probe", "xenevents/drivertest", "xenevents/guestmem", "test/lab", "profiles/build"}
 
 type pkg struct {
 	ImportPath, Dir                                    string

@@ -141,7 +141,7 @@ memory; it can measure that a probed function takes longer.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.audit(), a.profile(),
+	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(), a.policy(),
 		a.ps(), a.modules(), a.maps(), a.files(), a.dmesg(), labcli.Command(a.ifJSON))
 	explainUnknown(root)
 	usageErrors(root)

@@ -18,11 +18,12 @@ const ruleHelp = `A rule says which hits count and what happens at them:
 
 Expressions are CEL. They name the function's arguments (as the kernel's source
 does, or arg0, arg1 …), fields through structs and pointers (file.f_path.dentry),
-and pid, tid, comm, uid, start_time and vcpu. A name or field that the guest's
-kernel does not have is an error at once. Of memory that is not there the hit does
-not match; probe ls counts it as an error. There are also u8(a), u16(a), u32(a),
-u64(a) and str(a) for memory at an address, addr(pointer), mask(x, bits), s32(x),
-s64(x), and NAME(a) for the struct NAME at an address: iovec(arg1).iov_len.
+pid, tid, comm, uid, start_time, vcpu, current (the task_struct that runs), and
+registers as reg.rax. A name or field that the guest's kernel does not have is an
+error at once. Of memory that is not there the hit does not match; probe ls counts
+it as an error. There are also u8(a), u16(a), u32(a), u64(a) and str(a) for memory
+at an address, addr(pointer), mask(x, bits), s32(x), s64(x), and NAME(a) for the
+struct NAME at an address: iovec(arg1).iov_len.
 
 With --return a rule judges the end of each call: ret is what it returned, and there
 are no arguments any more. --set ret=0 changes it; --deny comes too late.

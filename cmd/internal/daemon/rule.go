@@ -35,24 +35,7 @@ func (t *tracer) compile(kernel *isf.Profile, at binder.Location) error {
 	if err != nil {
 		return err
 	}
-	sig, err := binder.SignatureAt(kernel, at, t.image)
-	if err != nil {
-		return err
-	}
-	place := condition.Place{Entry: at.Entry() || at.Callee != "", Args: sig.Args}
-	if at.Image != "" && sig.Types == kernel {
-		place.Hint = untypedHint
-	}
-	if t.returns {
-		end := place
-		end.Ends, end.Result = true, sig.Result
-		if t.ended, err = condition.Compile(sig.Types, end, rule); err != nil || t.rule != nil {
-			t.program = t.ended
-			return err
-		}
-	}
-	t.program, err = condition.Compile(sig.Types, place, rule)
-	return err
+	return condition.Compile(p, binder.PlaceAt(p, at, returns && r != nil), rule)
 }
 
 // matches are the counters of a program for the wire.

@@ -10,7 +10,6 @@ import (
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/detectors/condition"
-	"github.com/hprobe/hprobe/xenevents"
 )
 
 // addSource is AddProbe of a source.
@@ -30,7 +29,7 @@ func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (
 		t.source = source
 		rule, err := ruleOf(r.GetRule())
 		if err == nil {
-			t.program, err = condition.Compile(session.kernel.Profile, placeOf(&parsed, source.Async), rule)
+			t.program, err = condition.Compile(session.kernel.Profile, parsed.Place(source.Async), rule)
 		}
 		return &t, invalid(err)
 	})
@@ -51,22 +50,7 @@ func checkSourceRule(r *controlapi.Rule, parsed *binder.Source, source *detector
 	if err != nil {
 		return err
 	}
-	return rule.Check(placeOf(parsed, source.Async))
-}
-
-// placeOf is a source as rules see it.
-func placeOf(s *binder.Source, async bool) condition.Place {
-	p := condition.Place{Async: async}
-	switch s.Kind {
-	case xenevents.KindCPUID:
-		p.Of = condition.CPUID
-	case xenevents.KindMemAccess:
-		p.Of, p.Deniable = condition.Memory, s.Access&xenevents.AccessW != 0
-	default:
-		p.Of, p.Deniable = condition.Register, s.Kind == xenevents.KindMSR || s.Index != 3
-	}
-	p.Deniable = p.Deniable && !async
-	return p
+	return rule.Check(parsed.Place(source.Async))
 }
 
 func sourceMessage(s *detectors.Source) *controlapi.Source {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/detectors/condition"
 	"github.com/hprobe/hprobe/profiles/guestos"
 	"github.com/hprobe/hprobe/profiles/isf"
@@ -29,42 +30,13 @@ type callTracer struct {
 	set     *guestos.SyscallSet
 	// shown are what shows the arguments of a call, made when it is first seen.
 	shown map[string]*condition.Program
-	now   callHit
+	now   binder.CallHit
 
 	mu     sync.Mutex
 	counts map[string]uint64 // by call
 	total  uint64
 	unread uint64 // hits whose call could not be found out
 	last   error
-}
-
-// callHit is a hit of a system call, whichever place it came by.
-type callHit struct {
-	detectors.Hit
-	seq  uint64
-	call guestos.Syscall
-	args []guestos.Arg
-}
-
-func (h *callHit) Seq() uint64 { return h.seq }
-func (h *callHit) Syscall() detectors.Syscall {
-	return detectors.Syscall{Name: h.call.Name, Nr: h.call.Nr, Compat: h.call.Compat}
-}
-
-func (h *callHit) Arg(n int) (uint64, error) {
-	if n < 0 || n >= len(h.args) {
-		return 0, fmt.Errorf("%s has no argument %d", h.call, n)
-	}
-	return h.args[n].Read(h.Registers(), h.ReadUint64)
-}
-
-func (h *callHit) Args() []detectors.Arg {
-	all := make([]detectors.Arg, len(h.args))
-	for i := range h.args {
-		all[i] = detectors.Arg{Name: h.args[i].Name, Type: h.args[i].Type.String()}
-		all[i].Value, all[i].Err = h.Arg(i)
-	}
-	return all
 }
 
 // Probes asks for one at each place.
@@ -93,7 +65,7 @@ func (t *callTracer) came(place int, h detectors.Hit) detectors.Outcome {
 	if err != nil {
 		t.miss(err) // it has none to show then
 	}
-	t.now = callHit{Hit: h, seq: seq, call: call, args: args}
+	t.now = binder.CallHit{Hit: h, Number: seq, Call: call, Params: args}
 	r := t.program.Judge(&t.now)
 	if r.Matched && t.hits.Active() {
 		t.emit(&t.now, &r, t.captured(&t.now))
@@ -102,15 +74,15 @@ func (t *callTracer) came(place int, h detectors.Hit) detectors.Outcome {
 }
 
 // captured is what is shown of a call: what the rule says, else its own arguments.
-func (t *callTracer) captured(h *callHit) []condition.Value {
+func (t *callTracer) captured(h *binder.CallHit) []condition.Value {
 	if len(t.program.Rule().Capture) > 0 {
 		return t.program.Captured()
 	}
-	name := h.call.String()
+	name := h.Call.String()
 	p := t.shown[name]
 	if p == nil {
 		var err error
-		if p, err = condition.Compile(t.profile, condition.Place{Entry: true, Args: h.args, Syscall: true}, condition.Rule{}); err != nil {
+		if p, err = condition.Compile(t.profile, condition.Place{Entry: true, Args: h.Params, Syscall: true}, condition.Rule{}); err != nil {
 			t.miss(err)
 			return nil
 		}
@@ -192,7 +164,7 @@ func checkSyscalls(r *controlapi.AddProbeRequest) error {
 
 // addSyscalls is AddProbe for a set of system calls.
 func (s *server) addSyscalls(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
-	want, err := parseSelection(r.GetSyscalls())
+	want, err := guestos.ParseSelection(r.GetSyscalls())
 	if err == nil {
 		err = checkSyscalls(r)
 	}
@@ -202,7 +174,7 @@ func (s *server) addSyscalls(ctx context.Context, r *controlapi.AddProbeRequest)
 	return s.arm(ctx, r, "system calls "+strings.Join(r.GetSyscalls(), ","), func(session *session, t tracer) (detectors.Detector, error) {
 		var set *guestos.SyscallSet
 		err := session.engine.Do(ctx, func(xenevents.Domain) (err error) {
-			set, err = want.find(session.kernel)
+			set, err = want.Find(session.kernel)
 			return err
 		})
 		if err != nil {
@@ -224,12 +196,9 @@ func compileCalls(k *guestos.Kernel, set *guestos.SyscallSet, r *controlapi.Rule
 	if err != nil {
 		return nil, err
 	}
-	args, err := k.AnyArgs()
-	if len(set.Names) == 1 {
-		args, err = set.Args(guestos.Syscall{Name: set.Names[0], Compat: !set.Native(set.Names[0])})
-	}
+	place, err := binder.PlaceOfCalls(k, set)
 	if err != nil {
 		return nil, err
 	}
-	return condition.Compile(k.Profile, condition.Place{Entry: true, Args: args, Syscall: true}, rule)
+	return condition.Compile(k.Profile, place, rule)
 }

@@ -21,28 +21,6 @@ import (
 	"github.com/hprobe/hprobe/xenevents/sim"
 )
 
-func TestSelection(t *testing.T) {
-	for words, want := range map[string]string{
-		"openat,execve": "openat execve", "all": "openat execve read write", "!read": "openat execve write", "all,!read,!write": "openat execve", "!read, !write": "openat execve", "openat,!openat": "",
-	} {
-		s, err := parseSelection(strings.Split(words, ","))
-		var got []string
-		for _, name := range []string{"openat", "execve", "read", "write"} {
-			if s.picks(name) {
-				got = append(got, name)
-			}
-		}
-		if strings.Join(got, " ") != want || err != nil {
-			t.Errorf("%s: %q, %v", words, got, err)
-		}
-	}
-	for _, bad := range []string{"", "openat,", "!", "!all"} {
-		if _, err := parseSelection(strings.Split(bad, ",")); err == nil {
-			t.Errorf("%q: no error", bad)
-		}
-	}
-}
-
 func TestSyscallsExclude(t *testing.T) {
 	for want, r := range map[string]*controlapi.AddProbeRequest{
 		"--at": {At: "do_exit"}, "--pid": {Pid: 1}, "--return": {Returns: true}, "--set": {Rule: &controlapi.Rule{Set: []string{"arg0=1"}}}, "": {Rule: &controlapi.Rule{Deny: "EPERM"}},
@@ -144,11 +122,11 @@ func newCallsRig(t *testing.T) *callsRig {
 // bind adds a probe for system calls.
 func (r *callsRig) bind(req *controlapi.AddProbeRequest) *binding {
 	r.t.Helper()
-	want, err := parseSelection(req.GetSyscalls())
+	want, err := guestos.ParseSelection(req.GetSyscalls())
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	set, err := want.find(r.k)
+	set, err := want.Find(r.k)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -261,22 +239,29 @@ func TestSyscallsOnAGuest(t *testing.T) {
 func TestWrongSyscalls(t *testing.T) {
 	r := newCallsRig(t)
 	for words, want := range map[string]string{"opnat": `no system call "opnat" (near it: "openat"`, "all,!raed": `"raed"`, "openat,!openat": "no system call is left", "execve": ""} {
-		s, err := parseSelection(strings.Split(words, ","))
+		s, err := guestos.ParseSelection(strings.Split(words, ","))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err = s.find(r.k); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) { // execve is there for 32-bit programs
+		if _, err = s.Find(r.k); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) { // execve is there for 32-bit programs
 			t.Errorf("%s: %v", words, err)
 		}
 	}
-	set, err := (&selection{all: true}).find(r.k)
+	find := func(words ...string) (*guestos.SyscallSet, error) {
+		s, err := guestos.ParseSelection(words)
+		if err != nil {
+			return nil, err
+		}
+		return s.Find(r.k)
+	}
+	set, err := find("all")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := compileCalls(r.k, set, &controlapi.Rule{When: "dfd == 1"}); err == nil || !strings.Contains(err.Error(), "syscall.name") {
 		t.Errorf("%v", err)
 	}
-	one, err := (&selection{in: []string{"openat"}}).find(r.k)
+	one, err := find("openat")
 	if err != nil {
 		t.Fatal(err)
 	}

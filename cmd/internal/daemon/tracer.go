@@ -5,6 +5,7 @@ import (
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
+	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/detectors/condition"
 	"github.com/hprobe/hprobe/detectors/sinks"
 )
@@ -65,9 +66,9 @@ func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition
 	for i := range captured {
 		m.Arguments = append(m.Arguments, argument(&captured[i]))
 	}
-	if c, ok := h.(*callHit); ok {
-		m.At = c.call.String()
-		m.Syscall = &controlapi.Syscall{Name: c.call.Name, Nr: c.call.Nr, Compat: c.call.Compat}
+	if c, ok := h.(*binder.CallHit); ok {
+		m.At = c.Call.String()
+		m.Syscall = &controlapi.Syscall{Name: c.Call.Name, Nr: c.Call.Nr, Compat: c.Call.Compat}
 	}
 	t.stack.show(h, m)
 	t.hits.Emit(m)

@@ -1,22 +1,20 @@
-package daemon
+package guestos
 
 import (
 	"errors"
 	"slices"
 	"strings"
-
-	"github.com/hprobe/hprobe/profiles/guestos"
 )
 
-// selection says which system calls somebody wants.
-type selection struct {
+// Selection says which system calls somebody wants.
+type Selection struct {
 	all     bool
 	in, out []string
 }
 
-// parseSelection reads names, "all", and "!name" for one that is left out. Where some
+// ParseSelection reads names, "all", and "!name" for one that is left out. Where some
 // are left out and none is named, all others are meant.
-func parseSelection(words []string) (s selection, err error) {
+func ParseSelection(words []string) (s Selection, err error) {
 	for _, w := range words {
 		w = strings.TrimSpace(w)
 		name, not := strings.CutPrefix(w, "!")
@@ -37,13 +35,13 @@ func parseSelection(words []string) (s selection, err error) {
 	return s, nil
 }
 
-func (s *selection) picks(name string) bool {
+func (s *Selection) picks(name string) bool {
 	return (s.all || slices.Contains(s.in, name)) && !slices.Contains(s.out, name)
 }
 
-// find finds the calls in a guest's kernel. A name that it does not have is an error.
+// Find finds the calls in a guest's kernel. A name that it does not have is an error.
 // Guest memory belongs to the engine's goroutine.
-func (s *selection) find(k *guestos.Kernel) (*guestos.SyscallSet, error) {
+func (s *Selection) Find(k *Kernel) (*SyscallSet, error) {
 	known := k.SyscallNames()
 	for _, name := range slices.Concat(s.in, s.out) {
 		if !slices.Contains(known, name) {
