@@ -19,12 +19,13 @@ type DomainInfo struct {
 	HAP    bool   // hardware assisted paging
 	Paused bool   // by a controller (xl pause); an event does not show here
 	Dying  bool
-	// Shutdown is set once the domain shut itself down, crashed or was suspended.
-	Shutdown bool
-	VCPUs    int    // online
-	MaxVCPU  VCPU   // highest index
-	Pages    uint64 // frames it has now
-	MaxPages uint64 // frames it may have
+	// Shutdown is set once the domain shut itself down, crashed or was suspended: Suspended
+	// says that it was the last, and it may go on, here or elsewhere.
+	Shutdown, Suspended bool
+	VCPUs               int    // online
+	MaxVCPU             VCPU   // highest index
+	Pages               uint64 // frames it has now
+	MaxPages            uint64 // frames it may have
 }
 
 // UUIDString formats the UUID as xl prints it.
@@ -45,6 +46,14 @@ type Host interface {
 	// It fails with ErrNoDomain if there is no such domain.
 	Open(ctx context.Context, id DomainID) (Domain, error)
 	io.Closer
+}
+
+// Watcher is a Host that tells when domains come and go.
+type Watcher interface {
+	// Watch calls changed, from one goroutine and without delay, whenever a domain may
+	// have come, gone, shut down, crashed or been suspended: whoever wants to know
+	// which asks Domains. It returns when ctx ends, or with why it can't go on.
+	Watch(ctx context.Context, changed func()) error
 }
 
 // Domain is an open domain: the roles that every driver has. What only some

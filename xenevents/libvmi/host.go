@@ -54,6 +54,11 @@ func Open(ctx context.Context, o native.Options) (*Host, error) {
 	return &Host{host}, nil
 }
 
+// Watch tells of domains that come and go: LibVMI does not.
+func (h *Host) Watch(ctx context.Context, changed func()) error {
+	return h.native.Watch(ctx, changed)
+}
+
 // Name is "libvmi".
 func (h *Host) Name() string { return "libvmi" }
 

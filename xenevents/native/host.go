@@ -193,6 +193,7 @@ func decodeInfo(b []byte) xenevents.DomainInfo {
 		Pages:    le.Uint64(b[abi.InfoTotPages:]),
 		MaxPages: le.Uint64(b[abi.InfoMaxPages:]),
 	}
+	info.Suspended = info.Shutdown && flags>>abi.InfoReasonShift&abi.InfoReasonMask == abi.ReasonSuspend
 	copy(info.UUID[:], b[abi.InfoUUID:])
 	return info
 }

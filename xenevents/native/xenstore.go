@@ -63,16 +63,30 @@ func (x *xenstore) read(path string) (string, error) {
 }
 
 func (x *xenstore) ask(op uint32, path string) ([]byte, error) {
-	x.id++
-	m := make([]byte, 0, xsHeader+len(path)+1)
-	for _, v := range []uint32{op, x.id, 0, uint32(len(path) + 1)} {
-		m = binary.LittleEndian.AppendUint32(m, v)
-	}
-	m = append(append(m, path...), 0)
-	if _, err := x.Write(m); err != nil {
-		return nil, fmt.Errorf("xenstore: %w", err)
+	if err := x.send(op, path); err != nil {
+		return nil, err
 	}
 	return readReply(x, op, x.id)
+}
+
+// send sends a request of strings, each with a zero behind it.
+func (x *xenstore) send(op uint32, words ...string) error {
+	x.id++
+	size := len(words)
+	for _, w := range words {
+		size += len(w)
+	}
+	m := make([]byte, 0, xsHeader+size)
+	for _, v := range []uint32{op, x.id, 0, uint32(size)} {
+		m = binary.LittleEndian.AppendUint32(m, v)
+	}
+	for _, w := range words {
+		m = append(append(m, w...), 0)
+	}
+	if _, err := x.Write(m); err != nil {
+		return fmt.Errorf("xenstore: %w", err)
+	}
+	return nil
 }
 
 func readReply(r io.Reader, op, id uint32) ([]byte, error) {

@@ -22,18 +22,22 @@ import (
 
 // Host is a hypervisor in software: xenevents.Host and Prober.
 type Host struct {
-	mu     sync.Mutex
-	guests map[xenevents.DomainID]*Guest
-	closed bool
+	mu       sync.Mutex
+	guests   map[xenevents.DomainID]*Guest
+	watchers map[chan struct{}]bool
+	closed   bool
 }
 
 var _ interface {
 	xenevents.Host
 	xenevents.Prober
+	xenevents.Watcher
 } = (*Host)(nil)
 
 // NewHost makes a host without guests.
-func NewHost() *Host { return &Host{guests: map[xenevents.DomainID]*Guest{}} }
+func NewHost() *Host {
+	return &Host{guests: map[xenevents.DomainID]*Guest{}, watchers: map[chan struct{}]bool{}}
+}
 
 // Name is "sim".
 func (h *Host) Name() string { return "sim" }
@@ -47,7 +51,48 @@ func (h *Host) Add(c Config) *Guest {
 	}
 	g := newGuest(c)
 	h.guests[c.ID] = g
+	h.tell()
 	return g
+}
+
+// Remove destroys a guest, and its number is free.
+func (h *Host) Remove(g *Guest) {
+	g.Destroy()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.guests, g.config.ID)
+	h.tell()
+}
+
+// tell wakes those who watch. With mu held.
+func (h *Host) tell() {
+	for c := range h.watchers {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Watch implements xenevents.Watcher.
+func (h *Host) Watch(ctx context.Context, changed func()) error {
+	c := make(chan struct{}, 1)
+	h.mu.Lock()
+	h.watchers[c] = true
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.watchers, c)
+	}()
+	for {
+		changed()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c:
+		}
+	}
 }
 
 // find returns a guest that still runs.

@@ -141,6 +141,11 @@ const (
 	InfoFlagDown  = 1 << 2
 	InfoFlagPause = 1 << 3
 	InfoFlagHAP   = 1 << 8
+
+	// Why it shut down (domctl.h, XEN_DOMINF_shutdown*; sched.h, SHUTDOWN_suspend).
+	InfoReasonShift = 16
+	InfoReasonMask  = 0xff
+	ReasonSuspend   = 2
 )
 
 // The HVM CPU record (save.h, struct hvm_hw_cpu), as gethvmcontext_partial
