@@ -20,6 +20,8 @@ type Found struct {
 	From   string `json:"from"`   // of which File is the compact form; mostly File itself
 	Kernel string `json:"kernel"` // the guest's banner, in plain text
 	Why    string `json:"why"`    // it is this one
+	// Captured: it was made from the guest's memory just now.
+	Captured bool `json:"captured,omitempty"`
 	// Passed are profiles that might have been it, and why they are not.
 	Passed []string `json:"passed,omitempty"`
 }
@@ -153,6 +155,6 @@ func (s *Store) Capture(ctx context.Context, dom build.Guest, info *xenevents.Do
 	if err != nil {
 		return nil, err
 	}
-	return &Found{File: path, From: path, Kernel: p.Meta().Banner, Passed: why.Passed,
+	return &Found{File: path, From: path, Kernel: p.Meta().Banner, Captured: true, Passed: why.Passed,
 		Why: fmt.Sprintf("captured from the guest: no profile in %s has its banner", why.Folders)}, nil
 }
