@@ -3,17 +3,15 @@ package binder
 import (
 	"github.com/hprobe/hprobe/detectors/condition"
 	"github.com/hprobe/hprobe/profiles/guestos"
-	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 )
 
-// PlaceAt is a location as rules see it: where its function is called, or with ends
-// where a call ends.
-func PlaceAt(p *isf.Profile, at Location, ends bool) condition.Place {
-	place := condition.Place{Entry: at.Entry() || at.Callee != "", Args: ArgsAt(p, at), Ends: ends}
-	if ends && at.Module == "" && at.Image == "" { // its function may have the name of one of the kernel's
-		f, _ := p.Func(at.Symbol)
-		place.Result = f.Return
+// Place is a location as rules see it: where its function is called, or with ends where a
+// call ends.
+func (s *Signature) Place(at Location, ends bool) condition.Place {
+	place := condition.Place{Entry: at.Entry() || at.Callee != "", Args: s.Args, Ends: ends}
+	if ends {
+		place.Result = s.Result
 	}
 	return place
 }

@@ -33,7 +33,9 @@ func (p *Policy) Compile(t Target) (*Detector, error) {
 	}
 	d := &Detector{Policy: p}
 	for i := range p.Spec.Probes {
-		d.probes = append(d.probes, c.probe(&p.Spec.Probes[i], fmt.Sprintf("spec.probes[%d]", i)))
+		a := c.probe(&p.Spec.Probes[i], fmt.Sprintf("spec.probes[%d]", i))
+		a.of = d
+		d.probes = append(d.probes, a)
 	}
 	if !slices.ContainsFunc(d.probes, func(a *armed) bool { return a.skipped == "" }) {
 		c.wrong(p, "spec.probes", "none of them is for this guest's kernel, %s", t.Kernel.Profile.Meta().Banner)
@@ -88,7 +90,11 @@ func (c *compiler) place(a *armed) (place condition.Place, field string, err err
 	switch {
 	case len(a.At) > 0:
 		loc, err := c.choose(a)
-		return binder.PlaceAt(profile, loc, a.Return), "at", err
+		if err != nil {
+			return place, "at", err
+		}
+		sig, err := binder.SignatureAt(profile, loc, nil)
+		return sig.Place(loc, a.Return), "at", err
 	case len(a.Syscalls) > 0:
 		a.at = "system calls " + strings.Join(a.Syscalls, ",")
 		want, err := guestos.ParseSelection(a.Syscalls)

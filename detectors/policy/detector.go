@@ -14,13 +14,27 @@ import (
 type Detector struct {
 	Policy *Policy
 
+	// Seen, when not nil, is told of each match, on the goroutine that serves the hits. It
+	// is set before the detector is bound.
+	Seen func(*Match)
+
 	probes    []*armed
 	watchdogs []*watchdog
+}
+
+// Match is a hit at which a probe's condition was true. It is valid while Seen runs.
+type Match struct {
+	Probe, At string // the probe's name, and its place
+	Return    bool   // it is the end of a call
+	Hit       detectors.Hit
+	Result    *condition.Result
+	Program   *condition.Program // that judged the hit
 }
 
 // armed is a probe of a policy in a guest.
 type armed struct {
 	*Probe
+	of      *Detector
 	at      string // the place that was taken; of a source or of calls, what they are
 	skipped string // why it is not in this guest; then there is nothing else
 	program *condition.Program
@@ -99,6 +113,9 @@ func (a *armed) hit(h detectors.Hit) detectors.Outcome {
 	r := a.program.Judge(h)
 	if r.Matched {
 		a.matched++
+		if a.of.Seen != nil {
+			a.of.Seen(&Match{Probe: a.Name, At: a.at, Return: a.Return, Hit: h, Result: &r, Program: a.program})
+		}
 	}
 	return r.Outcome
 }

@@ -15,8 +15,8 @@ import (
 
 // Bounds of a policy file.
 const (
-	maxFile     = 256 << 10 // bytes
-	maxPolicies = 256       // documents
+	maxFile     = 1 << 20 // bytes
+	maxPolicies = 256     // documents
 )
 
 // ReadFile reads the policies of a file.
@@ -49,7 +49,7 @@ func Parse(file string, data []byte) ([]*Policy, error) {
 	docs := r.documents(data)
 	var all []*Policy
 	for _, doc := range docs {
-		p := &Policy{file: file, positions: map[string]position{}}
+		p := &Policy{file: file, doc: doc, positions: map[string]position{}}
 		before := len(r.all)
 		d := &decoder{reader: r, positions: p.positions}
 		p.positions[""] = at(doc)

@@ -3,6 +3,12 @@
 // guest, with the types of the kernel that it runs, to a detectors.Detector.
 package policy
 
+import (
+	"fmt"
+
+	"go.yaml.in/yaml/v4"
+)
+
 //go:generate go run ./internal/generate
 
 // Version and Kind are what a document says it is.
@@ -32,6 +38,7 @@ type Policy struct {
 	Spec Spec `yaml:"spec" is:"required"`
 
 	file      string
+	doc       *yaml.Node
 	positions map[string]position
 }
 
@@ -203,6 +210,18 @@ type Watchdog struct {
 	From string `yaml:"from" is:"enum=armed|first; default=armed"`
 	// The finding where it does not match. Another one says when it does again.
 	Finding Finding `yaml:"finding"`
+}
+
+// File is what Parse was told that its file is called.
+func (p *Policy) File() string { return p.file }
+
+// Source is its document alone, as YAML: what Parse makes the same policy of.
+func (p *Policy) Source() ([]byte, error) {
+	text, err := yaml.Marshal(p.doc)
+	if err != nil {
+		return nil, fmt.Errorf("policy %s: %w", p.Name(), err)
+	}
+	return text, nil
 }
 
 // Name is the policy's.

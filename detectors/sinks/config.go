@@ -6,7 +6,6 @@ import (
 	"path"
 	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/sinks/rotate"
@@ -102,25 +101,16 @@ func (c *Config) check() error {
 	return nil
 }
 
-// severities are all that there are, the least first: beyond the last one String says
-// the last one's name again.
-func severities() []detectors.Severity {
-	all := []detectors.Severity{0}
-	for s := all[0] + 1; s.String() != all[len(all)-1].String(); s++ {
-		all = append(all, s)
-	}
-	return all
-}
-
+// severityOf reads the least severity that a sink wants; "": all.
 func severityOf(name string) (detectors.Severity, error) {
-	var known []string
-	for _, s := range severities() {
-		if name == s.String() || name == "" {
-			return s, nil
-		}
-		known = append(known, s.String())
+	if name == "" {
+		return detectors.Informational, nil
 	}
-	return 0, fmt.Errorf("min_severity: %q is not known: write one of %s", name, strings.Join(known, ", "))
+	s, err := detectors.ParseSeverity(name)
+	if err != nil {
+		return s, fmt.Errorf("min_severity: %w", err)
+	}
+	return s, nil
 }
 
 // filter returns what says whether a finding is for the sink of a checked Config.
@@ -133,4 +123,15 @@ func (c *Config) filter() func(*detectors.Finding) bool {
 			return ok
 		}))
 	}
+}
+
+// Where says where its findings go, for people.
+func (c *Config) Where() string {
+	switch c.kind() {
+	case "file":
+		return c.File.Path
+	case "webhook":
+		return c.Webhook.URL
+	}
+	return c.kind()
 }

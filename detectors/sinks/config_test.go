@@ -25,7 +25,7 @@ func TestCheck(t *testing.T) {
 		"write exactly one of file, syslog":                           {},
 		"write exactly one of file, syslog, ":                         {File: file, Journal: &Journal{}},
 		`name: "../x": write`:                                         {File: file, Name: "../x"},
-		`min_severity: "bad" is not known: write one of info, medium`: {File: file, MinSeverity: "bad"},
+		`min_severity: no severity is called "bad": there are info, medium`: {File: file, MinSeverity: "bad"},
 		`domains: "[" is no pattern`:                                  {File: file, Domains: []string{"a", "["}},
 		`domains: "" is no`:                                           {File: file, Domains: []string{""}},
 		`format: "xml" is not known: write json`:                      {File: file, Format: "xml"},

@@ -56,6 +56,7 @@ type (
 		Profiles []string    `json:"profiles"`
 		Product  ocsfProduct `json:"product"`
 		UID      string      `json:"uid"`
+		Labels   []string    `json:"labels,omitempty"`
 	}
 	ocsfProduct struct {
 		Name       string `json:"name"`
@@ -114,7 +115,7 @@ func EncodeOCSF(f *detectors.Finding, version string) ([]byte, error) {
 		TypeUID: 200401, TypeName: "Detection Finding: Create", Time: f.Time.UnixMilli(), SeverityID: severity.id, Severity: severity.name, StatusID: 1, Status: "New",
 		// 1.3 has no action for what was only observed: it was let through, and logged.
 		ActionID: 1, Action: "Allowed", DispositionID: 17, Disposition: "Logged", Message: f.Message,
-		Metadata:  ocsfMetadata{Version: ocsfVersion, Profiles: []string{"security_control"}, Product: ocsfProduct{Name: "hprobe", VendorName: "hprobe", Version: version}, UID: id},
+		Metadata:  ocsfMetadata{Version: ocsfVersion, Profiles: []string{"security_control"}, Product: ocsfProduct{Name: "hprobe", VendorName: "hprobe", Version: version}, UID: id, Labels: f.Tags},
 		Info:      ocsfInfo{UID: id, Title: f.Message, CreatedTime: f.Time.UnixMilli(), Analytic: ocsfAnalytic{Name: f.Detector, Type: "Rule", TypeID: 1}, Types: []string{f.Detector}},
 		Resources: []ocsfResource{{Type: "Xen domain", Name: f.Domain, UID: strconv.Itoa(int(f.DomainID))}},
 		Unmapped:  ocsfUnmapped{Probe: f.Probe, VCPU: uint32(f.VCPU), Facts: factsOf(f)},

@@ -142,7 +142,11 @@ func TestOCSFIsWhatTheSchemaSays(t *testing.T) {
 }
 
 func TestEachSeverityHasANumber(t *testing.T) {
-	all := severities()
+	all := []detectors.Severity{0}
+	// Beyond the last one String says the last one's name again.
+	for s := all[0] + 1; s.String() != all[len(all)-1].String(); s++ {
+		all = append(all, s)
+	}
 	if len(all) < 3 || all[0] != detectors.Informational || !slices.Contains(all, detectors.High) {
 		t.Fatalf("severities are %v", all)
 	}

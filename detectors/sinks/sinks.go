@@ -114,16 +114,10 @@ func ASCII(j []byte) []byte {
 // Encode makes a line of JSON of a finding, in ASCII, with its line end. Numbers
 // of 64 bits are strings of hexadecimal digits: JSON's readers would round them.
 func Encode(f *detectors.Finding) ([]byte, error) {
-	l := line{Time: f.Time, Domain: f.Domain, DomainID: uint16(f.DomainID), Detector: f.Detector, Probe: f.Probe, VCPU: uint32(f.VCPU),
-		Severity: f.Severity.String(), Message: f.Message, Tags: f.Tags, Blocked: f.Blocked}
-	if f.Process != nil {
-		l.PID, l.Comm = f.Process.PID, f.Process.Comm
-	}
-	if len(f.Facts) > 0 {
-		l.Facts = map[string]string{}
-		for _, fact := range f.Facts {
-			l.Facts[fact.Name] = fmt.Sprintf("%#x", fact.Value)
-		}
+	l := lineOf(f)
+	var err error
+	if l.ID, err = l.id(); err != nil {
+		return nil, err
 	}
 	b, err := json.Marshal(l)
 	if err != nil {
@@ -138,7 +132,7 @@ func ID(f *detectors.Finding) (string, error) { return lineOf(f).id() }
 
 func lineOf(f *detectors.Finding) *line {
 	l := &line{Time: f.Time, Domain: f.Domain, DomainID: uint16(f.DomainID), Detector: f.Detector, Probe: f.Probe, VCPU: uint32(f.VCPU),
-		Severity: f.Severity.String(), Message: f.Message, Blocked: f.Blocked, Facts: factsOf(f)}
+		Severity: f.Severity.String(), Message: f.Message, Tags: f.Tags, Blocked: f.Blocked, Facts: factsOf(f)}
 	if f.Process != nil {
 		l.PID, l.Comm = f.Process.PID, f.Process.Comm
 	}
