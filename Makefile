@@ -50,6 +50,7 @@ lint: ## gofmt, vet, staticcheck, the shape of the house
 	$(GO) vet ./...
 	$(if $(LIBVMI),$(WITH_LIBVMI) $(GO) vet $(TAGS) ./xenevents/... ./cmd/...,@echo "libvmi is not installed (pkg-config finds none): the driver over it is neither checked nor tested")
 	$(GO) tool -modfile=test/tools/go.mod staticcheck ./...
+	cd cmd/internal/controlapi/proto && $(GO) tool -modfile=../../../../test/tools/buf/go.mod buf lint
 
 fuzz: ## Fuzz each parser for FUZZ_TIME (5s)
 	test/fuzz.sh $(FUZZ_TIME)
