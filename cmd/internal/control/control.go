@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,9 +28,13 @@ type Listener struct {
 	lock *os.File
 }
 
-// Listen makes the socket, for root only. One that a dead hprobed left is
-// replaced; that of a living one is not touched.
-func Listen(path string) (*Listener, error) {
+// Listen makes the socket: for root, and for a group if one is named. One that a dead
+// hprobed left is replaced; that of a living one is not touched.
+func Listen(path, group string) (*Listener, error) {
+	gid, err := groupID(group)
+	if err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
@@ -52,7 +58,26 @@ func Listen(path string) (*Listener, error) {
 		lock.Close()
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	return &Listener{Listener: l, lock: lock}, nil
+	listener := &Listener{Listener: l, lock: lock}
+	if group == "" {
+		return listener, nil
+	}
+	// The owner first: in between it is root's alone.
+	if err := errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
+		return nil, errors.Join(fmt.Errorf("control socket: %w", err), listener.Close())
+	}
+	return listener, nil
+}
+
+func groupID(name string) (int, error) {
+	if name == "" {
+		return 0, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("control socket: group %q: %w: make it (groupadd --system %s), or name another in hprobed's configuration (control.group)", name, err, name)
+	}
+	return strconv.Atoi(g.Gid)
 }
 
 // Close removes the socket.
@@ -61,16 +86,26 @@ func (l *Listener) Close() error { return errors.Join(l.Listener.Close(), l.lock
 // ErrNoDaemon says that no hprobed answers.
 var ErrNoDaemon = errors.New("no hprobed answers")
 
+// Client is hprobe's end of the control API: all its services.
+type Client struct {
+	controlapi.ProbeServiceClient
+	controlapi.DetectorServiceClient
+	controlapi.FindingServiceClient
+	controlapi.PolicyServiceClient
+	controlapi.DomainServiceClient
+	controlapi.StatusServiceClient
+}
+
 // Dial connects to hprobed. It fails with ErrNoDaemon if there is none. The
 // caller closes the connection.
-func Dial(ctx context.Context, path string) (controlapi.ControlClient, *grpc.ClientConn, error) {
+func Dial(ctx context.Context, path string) (*Client, *grpc.ClientConn, error) {
 	// gRPC dials when it is used, and tries for long; find out now.
 	d := net.Dialer{Timeout: 2 * time.Second}
 	c, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
 		hint := "start it: hprobed, as root in dom0"
 		if errors.Is(err, os.ErrPermission) {
-			hint = "run hprobe as root"
+			hint = "run hprobe as root, or as a member of the group that hprobed's configuration names"
 		}
 		return nil, nil, fmt.Errorf("%w at %s (%s): %w", ErrNoDaemon, path, hint, err)
 	}
@@ -79,5 +114,8 @@ func Dial(ctx context.Context, path string) (controlapi.ControlClient, *grpc.Cli
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to hprobed: %w", err)
 	}
-	return controlapi.NewControlClient(conn), conn, nil
+	return &Client{
+		controlapi.NewProbeServiceClient(conn), controlapi.NewDetectorServiceClient(conn), controlapi.NewFindingServiceClient(conn),
+		controlapi.NewPolicyServiceClient(conn), controlapi.NewDomainServiceClient(conn), controlapi.NewStatusServiceClient(conn),
+	}, conn, nil
 }

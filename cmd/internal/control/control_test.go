@@ -11,7 +11,7 @@ import (
 
 func TestListenOnceAndForRootOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "s.sock")
-	l, err := Listen(path)
+	l, err := Listen(path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,7 +19,7 @@ func TestListenOnceAndForRootOnly(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the socket's mode is %v, %v", info.Mode(), err)
 	}
-	if _, err := Listen(path); err == nil {
+	if _, err := Listen(path, ""); err == nil {
 		t.Error("a second hprobed may listen")
 	}
 	if err := l.Close(); err != nil {
@@ -38,7 +38,7 @@ func TestListenTakesOverFromTheDead(t *testing.T) {
 	}
 	dead.SetUnlinkOnClose(false)
 	dead.Close()
-	l, err := Listen(path)
+	l, err := Listen(path, "")
 	if err != nil {
 		t.Fatal(err)
 	}

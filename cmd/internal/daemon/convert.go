@@ -8,6 +8,7 @@ import (
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/builtin/stopgap"
+	"github.com/hprobe/hprobe/detectors/policy"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
 
@@ -54,6 +55,13 @@ func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, 
 			if d.rule != nil {
 				one.Rule, one.Matches = d.rule, matches(d.program)
 			}
+		case *policy.Detector:
+			one.Id, one.Detector = b.id+"."+p.Spec.Name, d.Name()
+			for _, st := range d.Status() {
+				if st.Name == p.Spec.Name {
+					one.Matches = matchesOf(&st.Stats)
+				}
+			}
 		default:
 			one.Id, one.Detector = fmt.Sprintf("%s.%d", b.id, i+1), b.Detector.Name()
 		}
@@ -85,7 +93,7 @@ func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
 		return nil, err
 	}
 	n := 0 // the binder has some of its own as well
-	for _, b := range s.bindings {
+	for _, b := range s.list() {
 		if _, ok := b.Detector.(*callTracer); ok {
 			n++
 			continue
@@ -95,7 +103,7 @@ func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
 	return &controlapi.Session{
 		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(n),
 		Events: stats.Events, Reinjected: stats.Reinjected, Stale: stats.Stale, ShadowPages: uint32(stats.Shadows),
-		Profile: text(s.profile.From), ProfileWhy: s.profile.Why,
+		Profile: text(s.profile.From), ProfileWhy: s.profile.Why, Ticks: stats.Ticks, TicksPerSecond: s.ticksPerSecond(), ProfileFile: text(s.profile.File),
 	}, nil
 }
 
@@ -115,4 +123,12 @@ func finding(f *detectors.Finding) *controlapi.Finding {
 		m.Facts = append(m.Facts, &controlapi.Fact{Name: text(fact.Name), Value: fact.Value})
 	}
 	return m
+}
+
+// ticksPerSecond is 0 where the driver does not know.
+func (s *session) ticksPerSecond() uint64 {
+	if c, ok := s.dom.(interface{ TicksPerSecond() uint64 }); ok {
+		return c.TicksPerSecond()
+	}
+	return 0
 }

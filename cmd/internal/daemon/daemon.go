@@ -1,5 +1,5 @@
-// Package daemon is hprobed: it puts driver, engine, profiles, detectors and
-// sinks together, and serves the control API.
+// Package daemon is hprobed: it puts driver, engine, profiles, detectors, policies
+// and sinks together, and serves the control API.
 package daemon
 
 import (
@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors/sinks"
@@ -20,29 +21,51 @@ import (
 // Options are what a Daemon is made of.
 type Options struct {
 	Host xenevents.Host // stays the caller's to close
-	// FindProfile finds the profile of the kernel that a domain runs, or makes it. It is
-	// not called concurrently.
+	// FindProfile finds the profile of the kernel that a domain runs, or makes it. It may
+	// be called for several domains at once.
 	FindProfile func(context.Context, *xenevents.DomainInfo) (*store.Found, error)
 	Log         *slog.Logger
+	// PolicyFolder keeps the policies that were applied by a command; "": they end with the
+	// daemon.
+	PolicyFolder string
+	// Record is told of each command of the control API once it is over. nil: nobody is.
+	Record func(*Command)
 }
 
-// Daemon holds a session with each domain that has probes. Its methods may be
+// Daemon knows the guests of a host, and what is watched in each. Its methods may be
 // called from any goroutine.
 type Daemon struct {
 	Options
 	Findings sinks.Hub
 	hits     sinks.Fan[*controlapi.Hit]
 	gone     sinks.Fan[*session] // whose domain ended
+	traces   atomic.Int32        // clients that see hits
+	follows  atomic.Int32        // clients that follow findings
+	policies policies
 
-	mu       sync.Mutex // held over whole commands: they come one after the other
-	sessions map[xenevents.DomainID]*session
-	lastID   int
-	closed   bool
+	run    context.Context // ends with the daemon: what a guest's worker does of itself
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	mu     sync.Mutex // for what follows; nothing waits with it held
+	rules  []DomainRule
+	guests map[xenevents.DomainID]*guest
+	owners map[string]owner // of what has an id: p1, d2
+	lastID int
+	closed bool
+}
+
+// owner is where something with an id is.
+type owner struct {
+	g    *guest
+	went string // the name of the domain with which it went; "": it is there
 }
 
 // New makes a Daemon. Close ends it.
 func New(o Options) *Daemon {
-	return &Daemon{Options: o, sessions: map[xenevents.DomainID]*session{}}
+	d := &Daemon{Options: o, guests: map[xenevents.DomainID]*guest{}, owners: map[string]owner{}, policies: policies{all: map[string]*applied{}}}
+	d.run, d.cancel = context.WithCancel(context.Background())
+	return d
 }
 
 var errEnding = errors.New("hprobed is ending")
@@ -50,81 +73,117 @@ var errEnding = errors.New("hprobed is ending")
 // Close takes every probe out of every domain and detaches.
 func (d *Daemon) Close() error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.closed = true
-	var errs []error
-	for _, s := range d.sessions {
-		errs = append(errs, d.end(s))
+	d.mu.Unlock()
+	d.cancel() // whoever attaches at the moment gives up
+	d.work.Wait()
+	var wg sync.WaitGroup
+	all := d.known()
+	errs := make([]error, len(all))
+	for i, g := range all {
+		wg.Go(func() { errs[i] = g.close() })
 	}
+	wg.Wait()
 	return errors.Join(errs...)
 }
 
-// attached returns the session with a domain, and starts it if need be. With mu held.
-func (d *Daemon) attached(ctx context.Context, name string) (*session, error) {
-	if d.closed {
-		return nil, errEnding
+// known returns the guests, by domain ID.
+func (d *Daemon) known() []*guest {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]*guest, 0, len(d.guests))
+	for _, g := range d.guests {
+		all = append(all, g)
 	}
+	slices.SortFunc(all, func(a, b *guest) int { return cmp.Compare(a.id, b.id) })
+	return all
+}
+
+// guest finds the guest that somebody names by name, id or UUID.
+func (d *Daemon) guest(ctx context.Context, name string) (*guest, error) {
 	info, err := xenevents.FindDomain(ctx, d.Host, name)
 	if err != nil {
 		return nil, err
 	}
-	if s := d.sessions[info.ID]; s != nil {
-		if !s.ended() {
-			return s, nil
-		}
-		// Its domain went, and another has its number already.
-		delete(d.sessions, info.ID)
-	}
-	s, err := d.start(ctx, info)
-	if err != nil {
-		return nil, fmt.Errorf("domain %q: %w", info.Name, err)
-	}
-	d.sessions[info.ID] = s
-	return s, nil
+	return d.meet(info)
 }
 
-// releaseIfUnused ends a session without probes: nothing of it stays in the
-// domain. With mu held.
-func (d *Daemon) releaseIfUnused(s *session) error {
-	if len(s.bindings) > 0 {
-		return nil
+// meet returns the guest of a domain, which is new where nobody knew of it.
+func (d *Daemon) meet(info xenevents.DomainInfo) (*guest, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, errEnding
 	}
-	return d.end(s)
+	g := d.guests[info.ID]
+	if g == nil || g.uuid() != info.UUID { // numbers are used again, some day
+		g = newGuest(d, info)
+		d.guests[info.ID] = g
+		d.work.Go(func() { g.work(d.run) }) // ends with the daemon, or with forget
+	}
+	if g.update(info) {
+		g.poke()
+	}
+	return g, nil
 }
 
-// end ends a session. With mu held.
-func (d *Daemon) end(s *session) error {
-	delete(d.sessions, s.info.ID)
-	err := s.stop()
-	if errors.Is(err, xenevents.ErrDomainGone) {
-		return nil // it was logged when it happened
+// forget ends the worker of a guest whose domain is gone.
+func (d *Daemon) forget(g *guest) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.guests[g.id] == g {
+		delete(d.guests, g.id)
 	}
-	if err == nil {
-		d.Log.Info("detached", "domain", s.info.Name)
-	}
-	return err
+	g.leave()
 }
 
-// sorted returns the sessions whose domain has the name (or all), by domain ID.
-// With mu held.
-func (d *Daemon) sorted(ctx context.Context, domain string) ([]*session, error) {
-	var all []*session
-	for _, s := range d.sessions {
-		all = append(all, s)
-	}
-	slices.SortFunc(all, func(a, b *session) int { return cmp.Compare(a.info.ID, b.info.ID) })
+// some returns the guests that a client asks for: the one of a name, or all for "".
+func (d *Daemon) some(ctx context.Context, domain string) ([]*guest, error) {
 	if domain == "" {
-		return all, nil
+		return d.known(), nil
 	}
 	info, err := xenevents.FindDomain(ctx, d.Host, domain)
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(s *session) bool { return s.info.ID != info.ID }), nil
+	return slices.DeleteFunc(d.known(), func(g *guest) bool { return g.id != info.ID }), nil
 }
 
-// nextID is the name that the next detector gets; bind takes it, so that a request that is
-// refused leaves no gap. With mu held.
-func (d *Daemon) nextID(letter string) string {
-	return fmt.Sprintf("%s%d", letter, d.lastID+1)
+// newID is the name of a detector that is about to be armed in a guest.
+func (d *Daemon) newID(letter string, g *guest) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lastID++
+	id := fmt.Sprintf("%s%d", letter, d.lastID)
+	d.owners[id] = owner{g: g}
+	return id
+}
+
+// owner says where something is. What went with its domain is told once.
+func (d *Daemon) owner(id string) (owner, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o, ok := d.owners[id]
+	if o.went != "" {
+		delete(d.owners, id)
+	}
+	return o, ok
+}
+
+func (d *Daemon) disown(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.owners, id)
+}
+
+// bury notes that what a session had is no more.
+func (d *Daemon) bury(s *session) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, b := range s.list() {
+		if b.policy != nil {
+			continue
+		}
+		d.owners[b.id] = owner{went: cmp.Or(s.info.Name, fmt.Sprint(s.info.ID))}
+	}
 }

@@ -35,11 +35,32 @@ func (t *tracer) compile(kernel *isf.Profile, at binder.Location) error {
 	if err != nil {
 		return err
 	}
-	return condition.Compile(p, binder.PlaceAt(p, at, returns && r != nil), rule)
+	sig, err := binder.SignatureAt(kernel, at, t.image)
+	if err != nil {
+		return err
+	}
+	place := sig.Place(at, false)
+	if at.Image != "" && sig.Types == kernel {
+		place.Hint = untypedHint
+	}
+	if t.returns {
+		end := sig.Place(at, true)
+		end.Hint = place.Hint
+		if t.ended, err = condition.Compile(sig.Types, end, rule); err != nil || t.rule != nil {
+			t.program = t.ended
+			return err
+		}
+	}
+	t.program, err = condition.Compile(sig.Types, place, rule)
+	return err
 }
 
 // matches are the counters of a program for the wire.
 func matches(p *condition.Program) *controlapi.Matches {
 	s := p.Stats()
+	return matchesOf(&s)
+}
+
+func matchesOf(s *condition.Stats) *controlapi.Matches {
 	return &controlapi.Matches{Matched: s.Matched, Acted: s.Acted, Errors: s.Errors, LastError: text(s.LastError), Keys: uint64(s.Keys), Dropped: s.Dropped}
 }

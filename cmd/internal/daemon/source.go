@@ -13,7 +13,7 @@ import (
 )
 
 // addSource is AddProbe of a source.
-func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
+func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.AddProbeResponse, error) {
 	if r.GetAt() != "" || r.GetPid() != 0 || r.GetReturns() || r.GetStep() != "" || ofImage(r) {
 		return nil, status.Error(codes.InvalidArgument, "a probe of a register, CPUID or memory has no place, process, returns or step")
 	}
@@ -25,7 +25,7 @@ func (s *server) addSource(ctx context.Context, r *controlapi.AddProbeRequest) (
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	return s.arm(ctx, r, parsed.Text, func(session *session, t tracer) (detectors.Detector, error) {
+	return s.arm(ctx, r, parsed.Text, func(session *session, t tracer) (traced, error) {
 		t.source = source
 		rule, err := ruleOf(r.GetRule())
 		if err == nil {

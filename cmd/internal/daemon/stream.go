@@ -3,15 +3,17 @@ package daemon
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/xenevents"
 )
 
-func (s *server) Trace(r *controlapi.TraceRequest, out grpc.ServerStreamingServer[controlapi.Hit]) error {
+func (s *server) Trace(r *controlapi.TraceRequest, out grpc.ServerStreamingServer[controlapi.TraceResponse]) error {
 	domain, err := s.domainName(r.GetDomain(), out)
 	if err != nil {
 		return err
@@ -19,19 +21,21 @@ func (s *server) Trace(r *controlapi.TraceRequest, out grpc.ServerStreamingServe
 	sub, gone := s.d.hits.Subscribe(), s.d.gone.Subscribe()
 	defer sub.Close()
 	defer gone.Close()
+	s.d.traces.Add(1)
+	defer s.d.traces.Add(-1)
 	// Who waits for the header knows that from now on no hit is missed.
 	if err := out.SendHeader(nil); err != nil {
 		return err
 	}
 	send := func(h *controlapi.Hit) error {
-		if r.GetId() != "" && h.GetProbe() != r.GetId() || domain != "" && h.GetDomain() != domain {
+		if r.GetId() != "" && h.GetProbe() != r.GetId() && !strings.HasPrefix(h.GetProbe(), r.GetId()+".") || domain != "" && h.GetDomain() != domain {
 			return nil
 		}
 		if lost := sub.TakeLost(); lost > 0 {
-			h = cloneHit(h)
+			h = proto.CloneOf(h) // all subscribers share it
 			h.Lost = lost
 		}
-		return out.Send(h)
+		return out.Send(&controlapi.TraceResponse{Hit: h})
 	}
 	for {
 		select {
@@ -42,7 +46,7 @@ func (s *server) Trace(r *controlapi.TraceRequest, out grpc.ServerStreamingServe
 				return err
 			}
 		case g := <-gone.C:
-			if domain != g.info.Name && !s.d.has(g, r.GetId()) {
+			if domain != g.info.Name && !g.has(r.GetId()) {
 				continue
 			}
 			for len(sub.C) > 0 { // what came before
@@ -55,26 +59,23 @@ func (s *server) Trace(r *controlapi.TraceRequest, out grpc.ServerStreamingServe
 	}
 }
 
-// has says whether a session has, or had at its end, a probe or a detector of that id.
-func (d *Daemon) has(s *session, id string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.ContainsFunc(s.bindings, func(b *binding) bool { return b.id == id })
+// has says whether a session has, or had at its end, a probe or a detector of that id that
+// is gone with it.
+func (s *session) has(id string) bool {
+	return slices.ContainsFunc(s.list(), func(b *binding) bool { return b.id == id && b.policy == nil })
 }
 
-// cloneHit copies what all subscribers share.
-func cloneHit(h *controlapi.Hit) *controlapi.Hit {
-	return &controlapi.Hit{TimeUnixNano: h.TimeUnixNano, Domain: h.Domain, Probe: h.Probe, At: h.At, Seq: h.Seq, Vcpu: h.Vcpu, Process: h.Process, Arguments: h.Arguments,
-		Returned: h.Returned, Value: h.Value, Ticks: h.Ticks, Count: h.Count, Action: h.Action, Syscall: h.Syscall}
-}
-
-func (s *server) Findings(r *controlapi.FindingsRequest, out grpc.ServerStreamingServer[controlapi.Finding]) error {
+func (s *server) Findings(r *controlapi.FindingsRequest, out grpc.ServerStreamingServer[controlapi.FindingsResponse]) error {
 	domain, err := s.domainName(r.GetDomain(), out)
 	if err != nil {
 		return err
 	}
 	sub := s.d.Findings.Subscribe()
 	defer sub.Close()
+	if r.GetFollow() {
+		s.d.follows.Add(1)
+		defer s.d.follows.Add(-1)
+	}
 	if err := out.SendHeader(nil); err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func (s *server) Findings(r *controlapi.FindingsRequest, out grpc.ServerStreamin
 		}
 		m := finding(f)
 		m.Lost = lost
-		return out.Send(m)
+		return out.Send(&controlapi.FindingsResponse{Finding: m})
 	}
 	// What comes between Subscribe and Recent is in both: it is skipped in the stream.
 	recent := s.d.Findings.Recent(int(r.GetLast()))

@@ -163,7 +163,7 @@ func checkSyscalls(r *controlapi.AddProbeRequest) error {
 }
 
 // addSyscalls is AddProbe for a set of system calls.
-func (s *server) addSyscalls(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
+func (s *server) addSyscalls(ctx context.Context, r *controlapi.AddProbeRequest) (*controlapi.AddProbeResponse, error) {
 	want, err := guestos.ParseSelection(r.GetSyscalls())
 	if err == nil {
 		err = checkSyscalls(r)
@@ -171,7 +171,7 @@ func (s *server) addSyscalls(ctx context.Context, r *controlapi.AddProbeRequest)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	return s.arm(ctx, r, "system calls "+strings.Join(r.GetSyscalls(), ","), func(session *session, t tracer) (detectors.Detector, error) {
+	return s.arm(ctx, r, "system calls "+strings.Join(r.GetSyscalls(), ","), func(session *session, t tracer) (traced, error) {
 		var set *guestos.SyscallSet
 		err := session.engine.Do(ctx, func(xenevents.Domain) (err error) {
 			set, err = want.Find(session.kernel)

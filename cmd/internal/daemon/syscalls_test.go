@@ -136,7 +136,7 @@ func (r *callsRig) bind(req *controlapi.AddProbeRequest) *binding {
 	}
 	at := "system calls " + strings.Join(req.GetSyscalls(), ",")
 	t := tracer{id: "p1", domain: "guest", name: at, at: at, hits: &r.d.hits, rule: req.GetRule(), program: program}
-	b, err := r.ses.bind(r.t.Context(), "p1", newCallTracer(t, r.k.Profile, req.GetSyscalls(), set))
+	b, err := r.ses.bind(r.t.Context(), "p1", newCallTracer(t, r.k.Profile, req.GetSyscalls(), set), nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}

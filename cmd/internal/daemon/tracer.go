@@ -29,6 +29,8 @@ type tracer struct {
 
 func (t *tracer) Name() string { return t.name }
 
+func (t *tracer) identify(id string) { t.id = id }
+
 func (t *tracer) Probes() []detectors.ProbeSpec {
 	return []detectors.ProbeSpec{{Name: t.name, At: t.at, PID: t.pid, Comm: t.comm, Image: t.image, Source: t.source, Handle: t.hit, Return: t.returns, Vital: t.program.Rule().Enforce, Budget: t.budget}}
 }

@@ -25,6 +25,7 @@ const (
 	function = 0xffffffff81800800
 	bannerAt = 0xffffffff82000000
 	rootAt   = 0xffffffff82a10000
+	stateAt  = bannerAt + 0x800
 	percpu   = 0xffff888000000000
 	stack    = 0xffffc90000001000
 	nameAt   = 0x7f0000001000
@@ -35,7 +36,8 @@ func profile(t testing.TB) *isf.Profile {
 	t.Helper()
 	b := isf.NewBuilder()
 	b.Meta.Banner = "Linux version 6"
-	b.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: "vfs_stat", Addr: function}, {Name: "linux_banner", Addr: bannerAt}, {Name: "init_top_pgt", Addr: rootAt}, {Name: "current_task", Addr: 8}}
+	b.Symbols = []isf.Symbol{{Name: "entry_SYSCALL_64", Addr: entry}, {Name: "vfs_stat", Addr: function}, {Name: "linux_banner", Addr: bannerAt}, {Name: "init_top_pgt", Addr: rootAt}, {Name: "current_task", Addr: 8}, {Name: "system_state", Addr: stateAt}}
+	b.Enums["system_states"] = isf.EnumType{Base: "int", Size: 4, Constants: map[string]int64{"SYSTEM_BOOTING": 0, "SYSTEM_RUNNING": 3}}
 	b.Base["char"] = isf.BaseType{Kind: "char", Size: 1, Signed: true}
 	b.Base["int"] = isf.BaseType{Kind: "int", Size: 4, Signed: true}
 	sint, char := isf.Type{Kind: isf.Base, Name: "int"}, isf.Type{Kind: isf.Base, Name: "char"}
@@ -48,22 +50,28 @@ func profile(t testing.TB) *isf.Profile {
 	return p
 }
 
-// TestRuleOnAGuest: from the wire to the guest's registers, and back to those who
-// trace, on a guest of the simulator.
-func TestRuleOnAGuest(t *testing.T) {
-	h := sim.NewHost()
-	g := h.Add(sim.Config{ID: 5, Name: "guest"})
+// simGuest starts a guest with that kernel.
+func simGuest(h *sim.Host, id xenevents.DomainID, name string) (*sim.Guest, *sim.VCPU) {
+	g := h.Add(sim.Config{ID: id, Name: name})
 	s := g.NewSpace()
 	code := make([]byte, 4096)
 	copy(code[function&0xfff:], []byte{0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xc3}) // endbr64; push rbp; pop rbp; ret
 	s.Page(entry&^0xfff, code...)
-	s.Page(bannerAt, []byte("Linux version 6\n\x00")...)
+	s.Page(bannerAt, append([]byte("Linux version 6\n\x00"), append(make([]byte, 0x800-17), 3)...)...)
 	s.Map(rootAt, xenevents.GPA(s.CR3()).GFN())
 	s.Page(stack - 0x1000)
 	s.Page(nameAt, []byte("/etc/shadow\x00/etc/passwd\x00")...)
 	s.Page(percpu, append([]byte{8: 0x00, 9: 0x01, 10: 0, 11: 0, 12: 0x80, 13: 0x88, 14: 0xff, 15: 0xff, 0x100: 7, 0x104: 6, 0x108: 'e'}, "vil\x1b[2J"...)...)
 	v := g.VCPU(0)
 	v.Set(func(r *xenevents.Registers) { r.CR3, r.LSTAR, r.RSP, r.GSBase = s.CR3(), entry, stack-64, percpu })
+	return g, v
+}
+
+// TestRuleOnAGuest: from the wire to the guest's registers, and back to those who
+// trace, on a guest of the simulator.
+func TestRuleOnAGuest(t *testing.T) {
+	h := sim.NewHost()
+	_, v := simGuest(h, 5, "guest")
 	dom, err := h.Open(t.Context(), 5)
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +109,7 @@ func TestRuleOnAGuest(t *testing.T) {
 	if err := tr.compile(kernel.Profile, at); err != nil {
 		t.Fatal(err)
 	}
-	b, err := ses.bind(t.Context(), "p1", tr)
+	b, err := ses.bind(t.Context(), "p1", tr, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -58,6 +60,59 @@ type answer struct {
 	Found       *store.Found `json:"found,omitempty"`
 	Error       string       `json:"error,omitempty"`
 	Unsupported bool         `json:"unsupported,omitempty"` // the error is that the guest can't be watched
+}
+
+// maxFinders is how many processes look for profiles at a time: each may take the memory
+// of a capture.
+const maxFinders = 2
+
+// finder finds profiles for several guests.
+type finder struct {
+	profileOptions
+	running chan struct{}
+
+	mu   sync.Mutex
+	came map[string]uint64 // by what came of it
+	took time.Duration
+}
+
+func newFinder(o profileOptions) *finder {
+	return &finder{profileOptions: o, running: make(chan struct{}, maxFinders), came: map[string]uint64{}}
+}
+
+// counts are how many searches there were, by what came of them, and what they took in all.
+func (f *finder) counts() (map[string]uint64, time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.came), f.took
+}
+
+func (f *finder) note(found *store.Found, err error, took time.Duration) {
+	what := "found"
+	switch {
+	case err != nil:
+		what = "failed"
+	case found.Captured:
+		what = "captured"
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.came[what]++
+	f.took += took
+}
+
+// find waits for its turn.
+func (f *finder) find(ctx context.Context, info *xenevents.DomainInfo) (*store.Found, error) {
+	select {
+	case f.running <- struct{}{}:
+		defer func() { <-f.running }()
+		began := time.Now()
+		found, err := f.profileOptions.find(ctx, info)
+		f.note(found, err, time.Since(began))
+		return found, err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("profile: %w", context.Cause(ctx))
+	}
 }
 
 // find has another process find the profile of the kernel that a domain runs.
