@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/hprobe/hprobe/cmd/internal/control"
-	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/cmd/internal/labcli"
 	"github.com/hprobe/hprobe/cmd/internal/version"
 	"github.com/hprobe/hprobe/profiles/guestos"
@@ -141,8 +140,9 @@ memory; it can measure that a probed function takes longer.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(a.domain(), a.doctor(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.profile(), a.policy(),
+	root.AddCommand(a.domain(), a.doctor(), a.policy(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.top(), a.audit(), a.profile(), a.version(),
 		a.ps(), a.modules(), a.maps(), a.files(), a.dmesg(), labcli.Command(a.ifJSON))
+	a.completeAll(root)
 	explainUnknown(root)
 	usageErrors(root)
 	return root
@@ -206,7 +206,7 @@ func exactly(what ...string) cobra.PositionalArgs {
 }
 
 // withDaemon runs f with a connection to hprobed.
-func (a *app) withDaemon(ctx context.Context, f func(controlapi.ControlClient) error) error {
+func (a *app) withDaemon(ctx context.Context, f func(*control.Client) error) error {
 	client, conn, err := control.Dial(ctx, a.socket)
 	if err != nil {
 		return err

@@ -26,11 +26,20 @@ const hostile = "e\x1b[2J\u009b2J\u202e\n\tx"
 
 // hprobed answers as the daemon does, with what a hostile guest says.
 type hprobed struct {
-	controlapi.UnimplementedControlServer
+	controlapi.UnimplementedProbeServiceServer
+	controlapi.UnimplementedDetectorServiceServer
+	controlapi.UnimplementedFindingServiceServer
+	controlapi.UnimplementedPolicyServiceServer
+	controlapi.UnimplementedDomainServiceServer
+	controlapi.UnimplementedStatusServiceServer
 	asked []any
 	stop  func()
 	// answer is what AddProbe answers; nil: a hostile guest's.
 	answer *controlapi.Probe
+	// settles: the policy "late" is armed after a while.
+	settles bool
+	// profile is that of the session with "guest"; "": there is no such session.
+	profile string
 }
 
 // die ends hprobed in the middle of a call.
@@ -58,15 +67,15 @@ func (h *hprobed) detector() *controlapi.Detector {
 	return &controlapi.Detector{Id: "d1", Domain: hostile, Name: hostile, Mode: "fix", What: hostile, Findings: 3, Probes: []*controlapi.Probe{{Hits: 4}, {Hits: 5}}}
 }
 
-func (h *hprobed) AddProbe(_ context.Context, r *controlapi.AddProbeRequest) (*controlapi.Probe, error) {
+func (h *hprobed) AddProbe(_ context.Context, r *controlapi.AddProbeRequest) (*controlapi.AddProbeResponse, error) {
 	h.asked = append(h.asked, r)
 	if r.GetDomain() != "guest" {
 		return nil, status.Errorf(codes.NotFound, "domain %s: no such domain", r.GetDomain())
 	}
 	if h.answer != nil {
-		return h.answer, nil
+		return &controlapi.AddProbeResponse{Probe: h.answer}, nil
 	}
-	return h.probe(), nil
+	return &controlapi.AddProbeResponse{Probe: h.probe()}, nil
 }
 
 func (h *hprobed) ListProbes(ctx context.Context, r *controlapi.ListProbesRequest) (*controlapi.ListProbesResponse, error) {
@@ -76,14 +85,14 @@ func (h *hprobed) ListProbes(ctx context.Context, r *controlapi.ListProbesReques
 	return &controlapi.ListProbesResponse{Probes: []*controlapi.Probe{h.probe(), h.ruled()}}, nil
 }
 
-func (h *hprobed) RemoveProbe(_ context.Context, r *controlapi.RemoveRequest) (*controlapi.Probe, error) {
+func (h *hprobed) RemoveProbe(_ context.Context, r *controlapi.RemoveProbeRequest) (*controlapi.RemoveProbeResponse, error) {
 	if r.GetId() == "p2" {
-		return h.ruled(), nil
+		return &controlapi.RemoveProbeResponse{Probe: h.ruled()}, nil
 	}
-	return h.probe(), nil
+	return &controlapi.RemoveProbeResponse{Probe: h.probe()}, nil
 }
 
-func (h *hprobed) AddStopgap(_ context.Context, r *controlapi.AddStopgapRequest) (*controlapi.Detector, error) {
+func (h *hprobed) AddStopgap(_ context.Context, r *controlapi.AddStopgapRequest) (*controlapi.AddStopgapResponse, error) {
 	h.asked = append(h.asked, r)
 	switch r.GetErrno() {
 	case "EBAD":
@@ -94,25 +103,28 @@ func (h *hprobed) AddStopgap(_ context.Context, r *controlapi.AddStopgapRequest)
 		return nil, status.Error(codes.Unknown, "near it: "+hostile)
 	}
 	if r.GetName() == "waiting" {
-		return &controlapi.Detector{Id: "d1", Domain: "guest", Name: "x", Mode: "fix", What: "what", Probes: []*controlapi.Probe{{State: "armed"}, {State: "waiting", Detail: "armed when"}}}, nil
+		return &controlapi.AddStopgapResponse{Detector: &controlapi.Detector{Id: "d1", Domain: "guest", Name: "x", Mode: "fix", What: "what", Probes: []*controlapi.Probe{{State: "armed"}, {State: "waiting", Detail: "armed when"}}}}, nil
 	}
-	return h.detector(), nil
+	return &controlapi.AddStopgapResponse{Detector: h.detector()}, nil
 }
 
 func (h *hprobed) ListDetectors(context.Context, *controlapi.ListDetectorsRequest) (*controlapi.ListDetectorsResponse, error) {
 	return &controlapi.ListDetectorsResponse{Detectors: []*controlapi.Detector{h.detector()}}, nil
 }
 
-func (h *hprobed) RemoveDetector(context.Context, *controlapi.RemoveRequest) (*controlapi.Detector, error) {
-	return h.detector(), nil
+func (h *hprobed) RemoveDetector(context.Context, *controlapi.RemoveDetectorRequest) (*controlapi.RemoveDetectorResponse, error) {
+	return &controlapi.RemoveDetectorResponse{Detector: h.detector()}, nil
 }
 
-func (h *hprobed) Status(context.Context, *controlapi.StatusRequest) (*controlapi.StatusResponse, error) {
-	return &controlapi.StatusResponse{Version: "v1", Driver: "native", Hypervisor: "Xen 4.20", Findings: 9, Dropped: 1,
+func (h *hprobed) GetStatus(context.Context, *controlapi.GetStatusRequest) (*controlapi.GetStatusResponse, error) {
+	if h.profile != "" {
+		return &controlapi.GetStatusResponse{Version: "v1", Driver: "native", Hypervisor: "Xen 4.20", Sessions: []*controlapi.Session{{Domain: "guest", ProfileFile: h.profile}}}, nil
+	}
+	return &controlapi.GetStatusResponse{Version: "v1", Driver: "native", Hypervisor: "Xen 4.20", Findings: 9, Dropped: 1, Traces: 2, Followers: 1,
 		Sessions: []*controlapi.Session{{Domain: hostile, DomainId: 3, Kernel: hostile, Slide: 0x200000, Probes: 2, ShadowPages: 1, Events: map[string]uint64{"int3": 7}}}}, nil
 }
 
-func (h *hprobed) Trace(r *controlapi.TraceRequest, s grpc.ServerStreamingServer[controlapi.Hit]) error {
+func (h *hprobed) Trace(r *controlapi.TraceRequest, s grpc.ServerStreamingServer[controlapi.TraceResponse]) error {
 	h.asked = append(h.asked, r)
 	for i := range uint64(3) {
 		hit := &controlapi.Hit{TimeUnixNano: 1, Domain: hostile, Probe: "p1", At: "do_exit", Seq: i + 1, Process: &controlapi.Process{Pid: 42, Comm: hostile},
@@ -123,7 +135,7 @@ func (h *hprobed) Trace(r *controlapi.TraceRequest, s grpc.ServerStreamingServer
 		if i == 2 {
 			hit.Arguments, hit.Returned, hit.Value, hit.Ticks = nil, true, ^uint64(0)-21, 900
 		}
-		if err := s.Send(hit); err != nil {
+		if err := s.Send(&controlapi.TraceResponse{Hit: hit}); err != nil {
 			return err
 		}
 	}
@@ -133,10 +145,10 @@ func (h *hprobed) Trace(r *controlapi.TraceRequest, s grpc.ServerStreamingServer
 	return nil
 }
 
-func (h *hprobed) Findings(r *controlapi.FindingsRequest, s grpc.ServerStreamingServer[controlapi.Finding]) error {
+func (h *hprobed) Findings(r *controlapi.FindingsRequest, s grpc.ServerStreamingServer[controlapi.FindingsResponse]) error {
 	h.asked = append(h.asked, r)
 	for _, blocked := range []bool{false, true} {
-		if err := s.Send(&controlapi.Finding{TimeUnixNano: 1, Domain: hostile, Detector: hostile, Process: &controlapi.Process{Pid: 42, Comm: hostile}, Message: hostile, Blocked: blocked}); err != nil {
+		if err := s.Send(&controlapi.FindingsResponse{Finding: &controlapi.Finding{TimeUnixNano: 1, Domain: hostile, Detector: hostile, Process: &controlapi.Process{Pid: 42, Comm: hostile}, Message: hostile, Blocked: blocked}}); err != nil {
 			return err
 		}
 	}
@@ -155,7 +167,12 @@ func serve(t *testing.T) (*hprobed, string) {
 	}
 	s := grpc.NewServer()
 	h := &hprobed{stop: s.Stop}
-	controlapi.RegisterControlServer(s, h)
+	controlapi.RegisterProbeServiceServer(s, h)
+	controlapi.RegisterDetectorServiceServer(s, h)
+	controlapi.RegisterFindingServiceServer(s, h)
+	controlapi.RegisterPolicyServiceServer(s, h)
+	controlapi.RegisterDomainServiceServer(s, h)
+	controlapi.RegisterStatusServiceServer(s, h)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -189,7 +206,7 @@ func TestWhatAGuestSaysIsHarmless(t *testing.T) {
 		"stopgap add x -d guest":          "fix mode",
 		"stopgap ls":                      "  4  ", // hits of the first probe
 		"stopgap rm d1":                   "it saw 3 attempts in 4 calls",
-		"status":                          "in 1 hidden page\n",
+		"status":                          "1 lost; 2 traces; findings are followed by 1\n",
 		"trace":                           "#3",
 		"findings":                        "BLOCKED",
 	} {

@@ -39,7 +39,7 @@ func (a *app) domain() *cobra.Command {
 			return a.showFeatures(all)
 		})
 	}}
-	cmd := group("domain", "List guests, and show what can be done with one", ls, features)
+	cmd := group("domain", "List guests, and show what can be done with one", ls, features, a.domainRelease(), a.domainResume())
 	a.driverFlag(cmd)
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 )
 
@@ -46,11 +47,12 @@ func (a *app) probe() *cobra.Command {
 			if req.Image, notes, err = files.place(req.At); err != nil {
 				return err
 			}
-			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
-				p, err := c.AddProbe(cmd.Context(), &req)
+			return a.withDaemon(cmd.Context(), func(c *control.Client) error {
+				r, err := c.AddProbe(cmd.Context(), &req)
 				if err != nil {
 					return err
 				}
+				p := r.GetProbe()
 				for _, note := range notes {
 					fmt.Fprintln(cmd.ErrOrStderr(), "hprobe: note:", plain(note))
 				}
@@ -81,7 +83,7 @@ func (a *app) probe() *cobra.Command {
 
 	var domain string
 	ls := &cobra.Command{Use: "ls", Short: "List probes, those of stopgaps among them", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
-		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+		return a.withDaemon(cmd.Context(), func(c *control.Client) error {
 			r, err := c.ListProbes(cmd.Context(), &controlapi.ListProbesRequest{Domain: domain})
 			if err != nil {
 				return err
@@ -91,12 +93,13 @@ func (a *app) probe() *cobra.Command {
 	}}
 	ls.Flags().StringVarP(&domain, "domain", "d", "", "only of this guest")
 
-	rm := &cobra.Command{Use: "rm ID", Short: "Take a probe out", Args: exactly("ID"), RunE: func(cmd *cobra.Command, args []string) error {
-		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
-			p, err := c.RemoveProbe(cmd.Context(), &controlapi.RemoveRequest{Id: args[0]})
+	rm := &cobra.Command{Use: "rm ID", Short: "Take a probe out", Args: exactly("ID"), ValidArgsFunction: a.completeProbes, RunE: func(cmd *cobra.Command, args []string) error {
+		return a.withDaemon(cmd.Context(), func(c *control.Client) error {
+			r, err := c.RemoveProbe(cmd.Context(), &controlapi.RemoveProbeRequest{Id: args[0]})
 			if err != nil {
 				return err
 			}
+			p := r.GetProbe()
 			if a.json {
 				return a.message(p)
 			}

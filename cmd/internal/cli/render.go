@@ -109,12 +109,12 @@ func process(p *controlapi.Process) string {
 }
 
 // hitLine is a hit for people.
-func hitLine(h *controlapi.Hit) string {
+func (p palette) hitLine(h *controlapi.Hit) string {
 	var args []string
 	for _, arg := range h.GetArguments() {
 		args = append(args, plain(arg.GetName())+"="+argumentText(arg))
 	}
-	what := plain(h.GetAt())
+	what := p.paint(names, plain(h.GetAt()))
 	if len(args) > 0 || !h.GetReturned() { // what returned has no arguments, but may have captures
 		what += "(" + strings.Join(args, ", ") + ")"
 	}
@@ -129,9 +129,9 @@ func hitLine(h *controlapi.Hit) string {
 		what += fmt.Sprintf("  count %d", h.GetCount())
 	}
 	if h.GetAction() != "" {
-		what += "  " + plain(h.GetAction())
+		what += "  " + p.paint(alarm, plain(h.GetAction()))
 	}
-	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s", clock(h.GetTimeUnixNano()), guestText(h.GetDomain()), plain(h.GetProbe()), h.GetSeq(), h.GetVcpu(), process(h.GetProcess()), what) + stackLines(h)
+	return fmt.Sprintf("%s  %s  %s  #%d  vcpu%d  %s  %s", p.paint(faint, clock(h.GetTimeUnixNano())), guestText(h.GetDomain()), p.paint(faint, plain(h.GetProbe())), h.GetSeq(), h.GetVcpu(), process(h.GetProcess()), what) + stackLines(h)
 }
 
 func argumentText(arg *controlapi.Argument) string {
@@ -176,12 +176,15 @@ func result(v uint64) string {
 }
 
 // findingLine is a finding for people.
-func findingLine(f *controlapi.Finding) string {
-	what := "REPORTED"
-	if f.GetBlocked() {
-		what = "BLOCKED"
+func (p palette) findingLine(f *controlapi.Finding) string {
+	what := p.paint(warn, "REPORTED")
+	switch {
+	case f.GetBlocked():
+		what = p.paint(good, "BLOCKED")
+	case f.GetSeverity() == "high":
+		what = p.paint(alarm, "REPORTED")
 	}
-	return fmt.Sprintf("%s  %s  %s  %s  %s  vcpu%d  %s", clock(f.GetTimeUnixNano()), guestText(f.GetDomain()), what, plain(f.GetDetector()), process(f.GetProcess()), f.GetVcpu(), plain(f.GetMessage()))
+	return fmt.Sprintf("%s  %s  %s  %s  %s  vcpu%d  %s", p.paint(faint, clock(f.GetTimeUnixNano())), guestText(f.GetDomain()), what, plain(f.GetDetector()), process(f.GetProcess()), f.GetVcpu(), plain(f.GetMessage()))
 }
 
 func lostLine(n uint64) string {

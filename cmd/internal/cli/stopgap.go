@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors/builtin/stopgap"
 )
@@ -36,11 +37,12 @@ in memory that is not there at the moment runs, and is reported. An attempt whos
 return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
-			return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
-				d, err := c.AddStopgap(cmd.Context(), &req)
+			return a.withDaemon(cmd.Context(), func(c *control.Client) error {
+				r, err := c.AddStopgap(cmd.Context(), &req)
 				if err != nil {
 					return err
 				}
+				d := r.GetDetector()
 				if a.json {
 					return a.message(d)
 				}
@@ -66,7 +68,7 @@ return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`
 
 	var domain string
 	ls := &cobra.Command{Use: "ls", Short: "List the stopgaps at work", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
-		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
+		return a.withDaemon(cmd.Context(), func(c *control.Client) error {
 			r, err := c.ListDetectors(cmd.Context(), &controlapi.ListDetectorsRequest{Domain: domain})
 			if err != nil {
 				return err
@@ -77,11 +79,12 @@ return address can't be read runs, too: its finding says REPORTED, not BLOCKED.`
 	ls.Flags().StringVarP(&domain, "domain", "d", "", "only of this guest")
 
 	rm := &cobra.Command{Use: "rm ID", Short: "Take a stopgap out", Args: exactly("ID"), RunE: func(cmd *cobra.Command, args []string) error {
-		return a.withDaemon(cmd.Context(), func(c controlapi.ControlClient) error {
-			d, err := c.RemoveDetector(cmd.Context(), &controlapi.RemoveRequest{Id: args[0]})
+		return a.withDaemon(cmd.Context(), func(c *control.Client) error {
+			r, err := c.RemoveDetector(cmd.Context(), &controlapi.RemoveDetectorRequest{Id: args[0]})
 			if err != nil {
 				return err
 			}
+			d := r.GetDetector()
 			if a.json {
 				return a.message(d)
 			}
