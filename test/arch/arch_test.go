@@ -67,13 +67,14 @@ var mayImport = map[string][]string{
 
 	"packaging": {},
 
-	"test/arch":   {},
-	"test/report": {},
-	"test/lab":    {},
-	"test/guests": {"test/lab"},
-	"test/demo":   {"test/lab", "test/guests"},
-	"test/xen":    {"test/lab", "test/guests", "cmd", "xenevents", "profiles", "detectors"},
-	"test/bench":  {"test/lab"},
+	"test/arch":    {},
+	"test/report":  {},
+	"test/lab":     {},
+	"test/guests":  {"test/lab"},
+	"test/demo":    {"test/lab", "test/guests"},
+	"test/screens": {"test/lab", "test/guests"},
+	"test/xen":     {"test/lab", "test/guests", "cmd", "xenevents", "profiles", "detectors"},
+	"test/bench":   {"test/lab"},
 }
 
 // testsMayImport says what the _test.go files of a room may import beside what

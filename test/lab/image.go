@@ -19,7 +19,7 @@ const fast = "cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_cer
 
 // The sizes of the payload images, in MiB: what a copy can be given.
 const (
-	hostPayloadMB  = 80
+	hostPayloadMB  = 112
 	guestPayloadMB = 8
 )
 
@@ -185,10 +185,10 @@ func modulesInto(root, tree string, names ...string) ([]string, error) {
 
 // dom0Programs are what dom0 runs of Xen's tools; 4.14 has not all of the second kind.
 var (
-	dom0Programs  = []string{"xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0"}
+	dom0Programs  = []string{"xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0", "libxl-save-helper"}
 	dom0Extras    = []string{"xen-access", "xenctx"}
-	dom0MemoryMB  = 736
-	hostMemoryMB  = 1696
+	dom0MemoryMB  = 800
+	hostMemoryMB  = 1760
 	xenCommonLine = "console=com1 com1=115200,8n1 loglvl=warning guest_loglvl=all noreboot altp2m=1 apicv=0 cpuidle=0 clocksource=pit " +
 		"no-real-mode bootscrub=0 spec-ctrl=no pv-l1tf=off"
 )

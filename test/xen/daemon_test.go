@@ -59,6 +59,9 @@ func says(t *testing.T, h *lab.Host, exit int, script string, words ...string) s
 	return res.Output
 }
 
+// awaitTraces waits until a trace that was just started sees hits.
+const awaitTraces = "until hprobe status | grep -q '; 1 trace'; do sleep 0.1; done"
+
 const stopDaemon = `kill $(cat /tmp/hprobed.pid); while [ -d /proc/$(cat /tmp/hprobed.pid) ]; do sleep 0.05; done; `
 
 // daemon: an operator's day: doctor, probe, trace, list, remove.
@@ -71,7 +74,7 @@ func daemon(t *testing.T, cfg lab.Config) {
 	says(t, h, 0, "hprobe domain ls", "guest")
 	says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority", "p1: armed in guest")
 	says(t, h, 4, "hprobe doctor guest", "BAD", "monitor")
-	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 	c := call(t, h, 50, cfg.VCPUs)
 	out := says(t, h, 0, "hprobe probe ls; sleep 1; cat /tmp/trace.log", "__x64_sys_getpriority")
 	if n := strings.Count(out, "calls"); n < int(c.calls) {
@@ -125,7 +128,7 @@ func TestDaemonEnds(t *testing.T) {
 			h := daemonHost(t, cfg, "calls", "texthash")
 			before := h.Guest.MustRun(t, "texthash")
 			h.MustRun(t, fmt.Sprintf(`hprobe probe add --domain guest --at __x64_sys_getpriority
-hprobe trace > /tmp/trace.log 2>&1 & sleep 0.5
+hprobe trace > /tmp/trace.log 2>&1 & `+awaitTraces+`
 guest '(calls 20000 %d > /tmp/calls.out 2>&1) &'; sleep 0.2; hprobe probe ls; %s`, cfg.VCPUs, stopDaemon))
 			c := parseCalls(t, h.Guest.MustRun(t, "while ! grep -q calls /tmp/calls.out; do sleep 0.1; done; cat /tmp/calls.out"))
 			if c.wrong != 0 || c.calls != uint64(20000*cfg.VCPUs) {
@@ -161,7 +164,7 @@ func TestRebooted(t *testing.T) {
 	t.Parallel()
 	h := daemonHost(t, plain, "calls")
 	says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority", "p1: armed in guest")
-	h.MustRun(t, "for id in p1 '-d guest' ''; do hprobe trace $id >> /tmp/trace.log 2>&1 & done; hprobe findings -f -n 1 > /tmp/found.log 2>&1 & sleep 1")
+	h.MustRun(t, "for id in p1 '-d guest' ''; do hprobe trace $id >> /tmp/trace.log 2>&1 & done; hprobe findings -f -n 1 > /tmp/found.log 2>&1 & until hprobe status | grep -q '; 3 traces; findings are followed by 1'; do sleep 0.1; done")
 	call(t, h, 10, 1)
 	says(t, h, 0, "xl reboot guest; n=0; until xl list guest | grep -q '^guest  *2 ' || [ $n -gt 600 ]; do n=$((n+1)); sleep 0.1; done; hprobe domain ls", "2   guest")
 	says(t, h, 1, "hprobe probe rm p1", `"guest" has ended or restarted, and probe p1 went with it`)

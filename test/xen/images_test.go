@@ -156,7 +156,7 @@ func TestImageOfProcess(t *testing.T) {
 			says(t, h, 0, at+"shared_sum' --pid "+pid+" --capture arg0,arg1,comm", "mapped 1 time")
 			says(t, h, 0, at+"shared_hidden' --image-file /payload/copies/libshared.so", "mapped 1 time")
 			says(t, h, 0, "hprobe probe add -d guest --at 'image:/payload/images!program_sum' --when 'arg0 == 7u'", "mapped 1 time")
-			h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+			h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 			runs(t, h, "images once 10")
 			h.Guest.MustRun(t, "touch /tmp/images.go")
 			await("done")

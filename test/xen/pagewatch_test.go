@@ -156,7 +156,7 @@ func TestProcessProbe(t *testing.T) {
 			await("ready")
 			add := "hprobe probe add -d guest --pid " + pid + " --at 0x20000080"
 			says(t, h, 0, add, "p1: waiting in guest", "process "+pid)
-			h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+			h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 			h.Guest.MustRun(t, "touch /tmp/pages.map")
 			await("mapped")
 			says(t, h, 0, "hprobe probe ls", "armed", " 100 ", "0x20000080 of process "+pid)

@@ -84,7 +84,7 @@ until hprobe status > /dev/null 2>&1; do [ -d /proc/$(cat /tmp/hprobed.pid) ] ||
 	} {
 		says(t, h, 0, "hprobe probe add --domain guest "+flags)
 	}
-	h.MustRun(t, "hprobe trace -o json > /tmp/trace.json 2> /tmp/trace.err & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace -o json > /tmp/trace.json 2> /tmp/trace.err & echo $! > /tmp/trace.pid; "+awaitTraces)
 	p.says = h.Guest.MustRun(t, fmt.Sprintf(`calls 100 1 | sed 's/ticks.*//'
 poke cr4 0 4 20; poke cr0 0 0x10000 10; poke wrmsr %d 0x1234 20; poke wrmsr %d 0x9999 3; poke cpuid 7 0 30
 poke write 0x100 0x1000 20 8; poke read 0x100 0 20 8; poke write 0xf9 0 20 8; poke add 0x100 1 20
@@ -120,7 +120,7 @@ var pointers = regexp.MustCompile(`0x[0-9a-f]{9,}|\b[0-9]{11,}\b`)
 // timeless is a record without what depends on when it was, and where: keys in order.
 func timeless(t *testing.T, m map[string]any) string {
 	t.Helper()
-	for _, key := range []string{"time", "time_unix_nano", "timeUnixNano", "ticks", "seq", "pid"} {
+	for _, key := range []string{"time", "id", "time_unix_nano", "timeUnixNano", "ticks", "seq", "pid"} {
 		delete(m, key)
 	}
 	if p, ok := m["process"].(map[string]any); ok {

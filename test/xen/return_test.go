@@ -156,7 +156,7 @@ func TestDaemonReturn(t *testing.T) {
 	says(t, h, 2, "hprobe probe add --domain guest --at do_exit --return", "does not return")
 	says(t, h, 2, "hprobe probe add --domain guest --at __x64_sys_getpriority+4 --return", "first instruction")
 	says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority --return", "p1: armed in guest")
-	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 	call(t, h, 50, 1)
 	out := says(t, h, 0, "sleep 1; cat /tmp/trace.log")
 	for n := range 50 {

@@ -20,7 +20,7 @@ func TestProgramReturns(t *testing.T) {
 			before := h.Guest.MustRun(t, "md5sum /payload/returns")
 			const add = "hprobe probe add -d guest --at 'image:/payload/returns!work' --image-file /payload/copies/returns --return"
 			says(t, h, 0, add, "p1: waiting in guest")
-			h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+			h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 			var hits, returns, lost int
 			for _, one := range []struct {
 				what                string

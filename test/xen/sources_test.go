@@ -105,7 +105,7 @@ func wantHits(t *testing.T, h *lab.Host, what, id string, want uint64) (passed u
 // tracing runs do while hprobe trace runs, and returns what that says.
 func tracing(t *testing.T, h *lab.Host, do func()) string {
 	t.Helper()
-	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 	do()
 	return h.MustRun(t, "sleep 0.5; kill $(cat /tmp/trace.pid); cat /tmp/trace.log")
 }

@@ -139,7 +139,7 @@ func TestStacks(t *testing.T) {
 			}
 			says(t, h, 2, "hprobe probe add -d guest --at vfs_read --stack both", "kernel, user or all")
 			says(t, h, 0, "hprobe probe add -d guest --at __x64_sys_getpriority --stack all", "armed")
-			h.MustRun(t, "hprobe trace -n 1 > /tmp/one.log 2>&1 & sleep 1")
+			h.MustRun(t, "hprobe trace -n 1 > /tmp/one.log 2>&1 & "+awaitTraces)
 			h.Guest.MustRun(t, "stack 1")
 			t.Log(h.MustRun(t, "sleep 1; cat /tmp/one.log"))
 			alive(t, h)

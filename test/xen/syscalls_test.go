@@ -60,7 +60,7 @@ func syscalls(t *testing.T, cfg lab.Config) {
 	says(t, h, 2, "hprobe probe add -d guest --syscall getpriority --return", "--return")
 	says(t, h, 0, "hprobe status", "attached to no guest")
 	says(t, h, 0, "hprobe probe add -d guest --syscall getpriority,munlockall,umount2,chown32", "p1: armed in guest at ", " of 4 system calls")
-	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 	const rounds = 3
 	make32(t, h, rounds, 0)
 	want := map[string]uint64{"getpriority": 7 * rounds, "32-bit getpriority": 5 * rounds, "munlockall": 3 * rounds, "32-bit munlockall": 4 * rounds,

@@ -62,7 +62,7 @@ func TestTypedImages(t *testing.T) {
 	says(t, h, 0, at+"hidden"+file+" --return", "p4: waiting")
 	says(t, h, 0, at+"serve"+file+" --return --when 'ret < 0' --capture ret", "p5: waiting")
 	says(t, h, 0, at+fmt.Sprintf("typed.c:%d", line)+file+" --capture pid", "p6: waiting")
-	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 	const calls = 14
 	out := runs(t, h, fmt.Sprintf("typed %d", calls))
 	trace := h.MustRun(t, "sleep 1; kill $(cat /tmp/trace.pid); cat /tmp/trace.log")

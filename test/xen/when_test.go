@@ -21,7 +21,7 @@ func callsFor(t *testing.T, h *lab.Host) (c calls, said string) {
 func ruled(t *testing.T, h *lab.Host, rule string, matched, wrong int, words ...string) (said, trace string) {
 	t.Helper()
 	id, _, _ := strings.Cut(says(t, h, 0, "hprobe probe add --domain guest --at __x64_sys_getpriority "+rule, "armed in guest"), ":")
-	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 	c, said := callsFor(t, h)
 	if c.wrong != uint64(wrong) {
 		t.Errorf("%s: the guest says that %d of %d calls ended otherwise, not %d: %s", rule, c.wrong, c.calls, wrong, said)
@@ -97,7 +97,7 @@ func TestWhenOfTypes(t *testing.T) {
 	h.Guest.MustRun(t, "echo a > /tmp/one; echo b > /tmp/two")
 	says(t, h, 0, `hprobe probe add -d guest --at do_sys_openat2 --when 'filename == "/tmp/one"' --capture 'filename,how.flags,dfd' --deny EACCES --mode enforce --message '{comm} opens {filename}'`)
 	says(t, h, 0, `hprobe probe add -d guest --at vfs_open --when 'path.dentry.d_name.name == "two" && path.dentry.d_parent.d_name.name in ["tmp", "/"]' --capture 'path.dentry.d_name.name,file'`)
-	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; sleep 1")
+	h.MustRun(t, "hprobe trace > /tmp/trace.log 2>&1 & echo $! > /tmp/trace.pid; "+awaitTraces)
 	if out := h.Guest.MustRun(t, "cat /tmp/one 2>&1; cat /tmp/two; cat /tmp/one 2>&1; true"); strings.Count(out, "Permission denied") != 2 || !strings.Contains(out, "b\n") {
 		t.Errorf("the guest says %q", out)
 	}
