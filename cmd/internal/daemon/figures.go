@@ -18,7 +18,7 @@ func (d *Daemon) Figures(ctx context.Context) (all []metrics.Domain, err error) 
 		one, err := s.figures(ctx)
 		if err == nil {
 			all = append(all, one)
-		} else if !s.ended() {
+		} else if !s.leaving(err) {
 			return nil, fmt.Errorf("figures of %q: %w", s.info.Name, err)
 		}
 	}

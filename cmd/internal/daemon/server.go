@@ -116,7 +116,7 @@ func (s *server) each(ctx context.Context, domain string, f func(*session, *bind
 			continue
 		}
 		for _, b := range session.list() {
-			if err := f(session, b); err != nil && !session.ended() {
+			if err := f(session, b); err != nil && !session.leaving(err) {
 				return rpcError(err)
 			}
 		}

@@ -120,7 +120,7 @@ func (g *guest) describePolicy(ctx context.Context, a *applied) (*controlapi.Pol
 	}
 	probes, err := s.probes(ctx, r.bound)
 	switch {
-	case s.ended():
+	case err != nil && s.leaving(err):
 		out.State, out.Detail = stateWaiting, "the guest ended or restarts"
 		return out, nil
 	case err != nil:

@@ -22,7 +22,7 @@ func (s *server) GetStatus(ctx context.Context, _ *controlapi.GetStatusRequest) 
 		one, err := session.status(ctx)
 		if err == nil {
 			out.Sessions = append(out.Sessions, one)
-		} else if !session.ended() {
+		} else if !session.leaving(err) {
 			return nil, rpcError(err)
 		}
 	}

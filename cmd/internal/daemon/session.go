@@ -139,6 +139,9 @@ func (s *session) ended() bool {
 	}
 }
 
+// leaving says whether an error is that the session has ended, or is just about to.
+func (s *session) leaving(err error) bool { return s.ended() || errors.Is(err, xenevents.ErrClosed) }
+
 // refuse says why a domain must not be attached to, if that is so.
 func refuse(ctx context.Context, dom xenevents.Domain) error {
 	p, ok := dom.(xenevents.Prober)
