@@ -221,6 +221,8 @@ func (d *decoder) pairs(n *yaml.Node, path string, f func(key, value *yaml.Node)
 		key := n.Content[i]
 		line, twice := seen[key.Value]
 		switch {
+		case len(d.all) >= enough:
+			return true
 		case !d.usable(key, path):
 		case key.Kind != yaml.ScalarNode:
 			d.add(at(key), path, "a key is a text, and this one is %s", kindName(key))

@@ -114,10 +114,16 @@ func (a *armed) hit(h detectors.Hit) detectors.Outcome {
 	if r.Matched {
 		a.matched++
 		if a.of.Seen != nil {
-			a.of.Seen(&Match{Probe: a.Name, At: a.at, Return: a.Return, Hit: h, Result: &r, Program: a.program})
+			a.tell(h, r)
 		}
 	}
 	return r.Outcome
+}
+
+// tell tells of a match. Its copy of the result is what escapes: a hit that nobody is told
+// of allocates nothing.
+func (a *armed) tell(h detectors.Hit, r condition.Result) {
+	a.of.Seen(&Match{Probe: a.Name, At: a.at, Return: a.Return, Hit: h, Result: &r, Program: a.program})
 }
 
 // came is a hit where system calls come by. What is no call of the set is let pass.

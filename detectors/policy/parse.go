@@ -15,8 +15,8 @@ import (
 
 // Bounds of a policy file.
 const (
-	maxFile     = 1 << 20 // bytes
-	maxPolicies = 256     // documents
+	maxFile     = 256 << 10 // bytes
+	maxPolicies = 256       // documents
 )
 
 // ReadFile reads the policies of a file.

@@ -24,7 +24,7 @@ var wrong = map[string]struct{ file, want string }{
 	"bytes":     {"a: \xff\n", `p.yaml:1:4: this is no text in UTF-8: write it anew in an editor that does`},
 	"a list":    {"- a\n", `p.yaml:1:1: it is a list, and must be a map: write KEY: VALUE`},
 	"a text":    {"hello\n", `p.yaml:1:1: it is a text, and must be a map: write KEY: VALUE`},
-	"too large": {strings.Repeat("#", maxFile+1), `p.yaml:1:1: the file is larger than 1048576 bytes, which no policy is: make several of it`},
+	"too large": {strings.Repeat("#", maxFile+1), `p.yaml:1:1: the file is larger than 262144 bytes, which no policy is: make several of it`},
 	"too many":  {strings.Repeat("--- a\n", maxPolicies+1), `p.yaml:257:5: more than 256 policies in a file: make several of it`},
 	"all errors": {"apiVersion: hprobe/v2\nkind: Policy\nmetadata: {nam: x}\nspec:\n  domains: {names: ['*']}\n  mode: enforced\n  probes:\n  - {name: a, at: f, wen: x, then: {finding: {}}}\n",
 		`p.yaml:1:13: apiVersion: "hprobe/v2" is none of hprobe/v1 (near it: "hprobe/v1")
@@ -158,7 +158,7 @@ func TestBombs(t *testing.T) {
 	for i := range 20 {
 		laughs += fmt.Sprintf("a%d: &a%d [%s]\n", i+1, i+1, strings.Repeat(fmt.Sprintf("*a%d,", i), 9))
 	}
-	for _, bomb := range []string{laughs, strings.Repeat("[", 1<<19), strings.Repeat("{a: ", 1<<17), strings.Repeat("- ", 1<<18), strings.Repeat("a: 1\n", 1<<17), "a: '" + strings.Repeat("x", 1<<20-10) + "'"} {
+	for _, bomb := range []string{laughs, strings.Repeat("[", maxFile), strings.Repeat("{a: ", maxFile/4), strings.Repeat("- ", maxFile/2), strings.Repeat("a: 1\n", maxFile/5), "a: '" + strings.Repeat("x", maxFile-10) + "'"} {
 		start := time.Now()
 		_, err := Parse("p.yaml", []byte(bomb))
 		if err == nil || time.Since(start) > 20*time.Second || len(err.Error()) > 64<<10 {

@@ -29,8 +29,11 @@ func (p *Problem) String() string {
 // Errors is all that is wrong with a policy file, in the order of the file.
 type Errors []Problem
 
-// maxProblems are as many as anybody reads.
-const maxProblems = 50
+// Bounds of problems.
+const (
+	maxProblems = 50   // that are said: as many as anybody reads
+	enough      = 1000 // after which nobody looks for more
+)
 
 func (e Errors) Error() string {
 	var lines []string
