@@ -1,10 +1,12 @@
 package xen
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/hprobe/hprobe/test/guests"
 	"github.com/hprobe/hprobe/test/lab"
 )
 
@@ -47,4 +49,27 @@ done; echo $n rounds`, seconds))
 			alive(t, h)
 		})
 	}
+}
+
+// TestPolicyPauses: the stock policy commit-creds, enforced, stops the whole guest before a
+// process is root that had no way to become it; with xl unpause the guest goes on.
+func TestPolicyPauses(t *testing.T) {
+	t.Parallel()
+	creds, err := guests.CredsModule(context.Background(), plain.Guest, func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := daemonHostWith(t, plain, []lab.File{creds}, "attacks")
+	h.Guest.MustRun(t, "insmod /payload/creds.ko")
+	h.MustRun(t, "hprobe policy stock commit-creds | sed 's/^spec:/&\\n  mode: enforce/' > /tmp/p.yaml")
+	says(t, h, 0, "hprobe policy apply /tmp/p.yaml", "commit-creds (enforce):\n  guest: armed")
+	h.Guest.MustRun(t, "(attacks creds > /tmp/creds.out 2>&1) > /dev/null 2>&1 &")
+	says(t, h, 0, "n=0; until xl list guest | grep -q ' --p--- '; do n=$((n+1)); [ $n -lt 100 ] || exit 1; sleep 0.2; done; hprobe findings", "uid 1000) becomes root, and had no way to; paused the guest")
+	says(t, h, 0, "xl unpause guest; xl list guest | grep -c ' --p--- '; true", "0")
+	if out := h.Guest.MustRun(t, "until grep -q creds: /tmp/creds.out; do sleep 0.1; done; cat /tmp/creds.out"); !strings.Contains(out, "creds: done") {
+		t.Errorf("the guest says %q", out)
+	}
+	says(t, h, 0, "hprobe policy rm commit-creds", "after 1 finding")
+	h.MustRun(t, stopDaemon+"true")
+	alive(t, h)
 }
