@@ -63,6 +63,7 @@ func TestPackage(t *testing.T) {
 	t.Parallel()
 	h := lab.Copy(t, plain, deb(t), binary(t, "test/xen/capped"), binary(t, "test/xen/texthash"), profile(t, plain.Guest), program(t, "calls"), program(t, "texthash"))
 	before := h.Guest.MustRun(t, "texthash")
+	h.MustRun(t, "printf 'root:x:0:\\nhprobe:x:990:\\n' > /etc/group") // what systemd-sysusers does
 	says(t, h, 0, "set -e; "+install+"; ls -ld /usr/sbin/hprobed /usr/bin/hprobe /etc/hprobe/policies /var/log/hprobe", "-rwxr-xr-x", "drwxr-s---")
 	start := `export PATH=/usr/bin:/usr/sbin:$PATH; capped ` + unitCapabilities(t) + " /usr/sbin/" + startDaemon("--profiles /payload/profiles")
 	probe := `hprobe probe add --domain guest --at __x64_sys_getpriority; (guest 'calls 2000 1' > /tmp/calls.out 2>&1; echo over >> /tmp/calls.out) & sleep 0.3; hprobe probe ls; `
@@ -76,7 +77,7 @@ func TestPackage(t *testing.T) {
 		}
 		alive(t, h)
 	}
-	says(t, h, 0, start+`grep -h Cap[BE] /proc/$(cat /tmp/hprobed.pid)/status; `+probe, "CapEff:\t00000000000000e1", "armed")
+	says(t, h, 0, start+`grep -h Cap[BE] /proc/$(cat /tmp/hprobed.pid)/status; ls -ln /run/hprobe/hprobed.sock; `+probe, "CapEff:\t00000000000000e1", "srw-rw----    1 0        990 ", "armed")
 	says(t, h, 0, "set -e; "+upgrade)
 	untouched("the upgrade")
 
