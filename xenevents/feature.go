@@ -1,6 +1,9 @@
 package xenevents
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // Answer is what probing for a feature found out.
 type Answer uint8
@@ -45,4 +48,23 @@ func (f *Feature) Blocks() bool {
 // It leaves the host and the domain as they were.
 type Prober interface {
 	Features(ctx context.Context) ([]Feature, error)
+}
+
+// Refuse says why a domain must not be watched, if a feature blocks that: with an
+// *UnsupportedError that says what to do.
+func Refuse(ctx context.Context, dom Domain) error {
+	p, ok := dom.(Prober)
+	if !ok {
+		return nil
+	}
+	features, err := p.Features(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range features {
+		if f := &features[i]; f.Blocks() {
+			return &UnsupportedError{Feature: "watching this domain", Need: fmt.Sprintf("%s: %v. %s", f.Title, f.Answer, f.Fix)}
+		}
+	}
+	return nil
 }

@@ -22,11 +22,12 @@ type Recording struct {
 	// Took is how long the guest was recorded; Early, where not empty, why it ended early.
 	Took  time.Duration
 	Early string
+	// Places are what it was made with probes at: see Recorder.Watches.
+	Places []string
 
 	moments []moment // each with its event, and one more for what came after the last
 	first   map[xenevents.GFN]*change
 	vcpus   map[xenevents.VCPU]*vcpu // as they were first seen
-	ticks   uint64                   // at the end
 }
 
 // Events is how many events it has.
@@ -173,7 +174,7 @@ func (p *parser) record(kind byte, b []byte) error {
 		}
 		p.moment(e.Ticks, xenevents.Event{})
 		p.ended = true
-		p.rec.Early, p.rec.ticks, p.rec.Took = e.Early, e.Ticks, p.rec.Header.since(e.Ticks)
+		p.rec.Early, p.rec.Places, p.rec.Took = e.Early, e.Places, p.rec.Header.since(e.Ticks)
 		return nil
 	}
 	return fmt.Errorf("a record of a kind that there is not: %q", kind)

@@ -42,9 +42,12 @@ type Recorder struct {
 	frames map[xenevents.GFN]*seenFrame
 	spare  map[xenevents.GFN]bool // frames that hprobe gave the guest
 	page   frame                  // room for one
+	one    [8]byte                // and for a word
 	epoch  uint64                 // goes up with each event: what was read before may have changed
 	events uint64
 	ticks  uint64 // what the clock said last
+
+	places []string
 
 	early  atomic.Pointer[string] // why it is over
 	closed bool
@@ -115,6 +118,13 @@ func (r *Recorder) Early() string {
 	return ""
 }
 
+// Watches notes in the recording what it was made with probes at, in the caller's words: of
+// what happened elsewhere it has no events.
+func (r *Recorder) Watches(places ...string) { r.places = append(r.places, places...) }
+
+// Events is how many are in the recording.
+func (r *Recorder) Events() uint64 { return r.events }
+
 // keep notes whether a record could be written.
 func (r *Recorder) keep(ok bool) bool {
 	if ok {
@@ -159,9 +169,8 @@ func (r *Recorder) Load64(at xenevents.GPA) (v uint64, err error) {
 			}
 		}
 	}
-	var b [8]byte
-	_, err = r.read(b[:], at)
-	return binary.LittleEndian.Uint64(b[:]), err
+	_, err = r.read(r.one[:], at)
+	return binary.LittleEndian.Uint64(r.one[:]), err
 }
 
 // read reads what is in one frame. What the caller gets is the guest's at this moment, never
@@ -289,7 +298,7 @@ func (r *Recorder) Close() error {
 	}
 	r.closed = true
 	r.epoch++
-	err := r.w.putJSON(recordEnd, &end{Ticks: r.Ticks(), Events: r.events, Early: r.Early()})
+	err := r.w.putJSON(recordEnd, &end{Ticks: r.Ticks(), Events: r.events, Early: r.Early(), Places: r.places})
 	if e := r.w.close(); e != nil {
 		err = errors.Join(err, fmt.Errorf("write the recording: %w", e))
 	}

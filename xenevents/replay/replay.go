@@ -33,7 +33,7 @@ const (
 )
 
 const (
-	maxText  = 64 << 10 // of the header and of the end, in bytes
+	maxText  = 1 << 20 // of the header and of the end, in bytes
 	maxVCPUs = 8192
 	maxGFN   = 1 << 40 // physical addresses have 52 bits
 )
@@ -58,20 +58,27 @@ type Header struct {
 	About          About  `json:"about"`
 }
 
-// since is the time from the beginning to a reading of the clock.
+// since is the time from the beginning to a reading of the clock; at most maxSeconds.
 func (h *Header) since(ticks uint64) time.Duration {
 	if ticks < h.Ticks {
 		return 0
 	}
-	passed := ticks - h.Ticks
-	return time.Duration(passed/h.TicksPerSecond)*time.Second + time.Duration(float64(passed%h.TicksPerSecond)/float64(h.TicksPerSecond)*float64(time.Second))
+	seconds, rest := (ticks-h.Ticks)/h.TicksPerSecond, (ticks-h.Ticks)%h.TicksPerSecond
+	if seconds >= maxSeconds {
+		return maxSeconds * time.Second
+	}
+	return time.Duration(seconds)*time.Second + time.Duration(float64(rest)/float64(h.TicksPerSecond)*float64(time.Second))
 }
+
+// maxSeconds is a hundred years: a Duration has room for it.
+const maxSeconds = 100 * 366 * 24 * 3600
 
 // end is the last that a recording says.
 type end struct {
-	Ticks  uint64 `json:"ticks"`
-	Events uint64 `json:"events"`
-	Early  string `json:"early,omitempty"` // why it ended before its guest, or whoever made it, did
+	Ticks  uint64   `json:"ticks"`
+	Events uint64   `json:"events"`
+	Early  string   `json:"early,omitempty"`  // why it ended before its guest, or whoever made it, did
+	Places []string `json:"places,omitempty"` // see Recorder.Watches
 }
 
 // FormatError is that a file is no recording, or not a whole one.

@@ -68,11 +68,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	lines := strings.Split(message(err), "\n") // of several errors
-	for i := range lines {
-		lines[i] = plain(lines[i])
-	}
-	fmt.Fprintln(stderr, "hprobe:", strings.Join(lines, "\n"))
+	fmt.Fprintln(stderr, "hprobe:", plainLines(message(err))) // of several errors
 	return exitStatus(err)
 }
 
@@ -140,7 +136,7 @@ memory; it can measure that a probed function takes longer.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (%s --help)", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(a.domain(), a.doctor(), a.policy(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.top(), a.audit(), a.profile(), a.version(),
+	root.AddCommand(a.domain(), a.doctor(), a.policy(), a.record(), a.probe(), a.trace(), a.stopgap(), a.findings(), a.status(), a.top(), a.audit(), a.profile(), a.version(),
 		a.ps(), a.modules(), a.maps(), a.files(), a.dmesg(), labcli.Command(a.ifJSON))
 	a.completeAll(root)
 	explainUnknown(root)

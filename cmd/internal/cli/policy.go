@@ -79,7 +79,7 @@ func (a *app) policy() *cobra.Command {
 		}
 		return a.table(rows)
 	}}
-	return group("policy", "Files that say what to watch, and what happens then", append(a.livePolicies(), check, explain, schema, stock)...)
+	return group("policy", "Files that say what to watch, and what happens then", append(a.livePolicies(), check, explain, a.policyTest(), schema, stock)...)
 }
 
 // atLeastOne is cobra.MinimumNArgs(1) with an error that says what is wanted.

@@ -77,6 +77,15 @@ func plain(s string) string {
 	return out.String()
 }
 
+// plainLines is plain for each line of a text.
+func plainLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = plain(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
 // guestText makes a guest's string harmless for a terminal: what is not plain
 // is escaped, and then it is quoted.
 func guestText(s string) string {

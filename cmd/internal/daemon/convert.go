@@ -5,15 +5,13 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/builtin/stopgap"
 	"github.com/hprobe/hprobe/detectors/policy"
 	"github.com/hprobe/hprobe/xenevents/probe"
 )
-
-// text makes a guest's bytes fit for protobuf, whose strings are UTF-8.
-func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // probes describes the probes of a detector.
 func (s *session) probes(ctx context.Context, b *binding) ([]*controlapi.Probe, error) {
@@ -103,26 +101,8 @@ func (s *session) status(ctx context.Context) (*controlapi.Session, error) {
 	return &controlapi.Session{
 		Domain: s.info.Name, DomainId: uint32(s.info.ID), Kernel: s.kernel.Profile.Meta().Banner, Slide: s.kernel.Slide, Probes: uint32(n),
 		Events: stats.Events, Reinjected: stats.Reinjected, Stale: stats.Stale, ShadowPages: uint32(stats.Shadows),
-		Profile: text(s.profile.From), ProfileWhy: s.profile.Why, Ticks: stats.Ticks, TicksPerSecond: s.ticksPerSecond(), ProfileFile: text(s.profile.File),
+		Profile: control.Text(s.profile.From), ProfileWhy: s.profile.Why, Ticks: stats.Ticks, TicksPerSecond: s.ticksPerSecond(), ProfileFile: control.Text(s.profile.File),
 	}, nil
-}
-
-func processMessage(p *detectors.Process) *controlapi.Process {
-	return &controlapi.Process{Pid: p.PID, Tid: p.TID, Comm: text(p.Comm), Uid: p.UID, StartTime: p.Started}
-}
-
-func finding(f *detectors.Finding) *controlapi.Finding {
-	m := &controlapi.Finding{
-		TimeUnixNano: f.Time.UnixNano(), Domain: f.Domain, DomainId: uint32(f.DomainID), Detector: f.Detector, Probe: f.Probe, Vcpu: uint32(f.VCPU),
-		Severity: f.Severity.String(), Message: text(f.Message), Blocked: f.Blocked,
-	}
-	if f.Process != nil {
-		m.Process = processMessage(f.Process)
-	}
-	for _, fact := range f.Facts {
-		m.Facts = append(m.Facts, &controlapi.Fact{Name: text(fact.Name), Value: fact.Value})
-	}
-	return m
 }
 
 // ticksPerSecond is 0 where the driver does not know.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors/policy"
 )
@@ -122,7 +123,7 @@ func (g *guest) describe() *controlapi.Domain {
 	case g.session != nil && !g.session.ended():
 		out.State = "watched"
 	case g.trouble != nil:
-		out.State, out.Detail = "failed", text(g.trouble.Error())
+		out.State, out.Detail = "failed", control.Text(g.trouble.Error())
 	}
 	return out
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
@@ -31,7 +32,7 @@ func imagePlace(m *controlapi.ImagePlace) *detectors.ImagePlace {
 func (s *session) inImage(ctx context.Context, one *controlapi.Probe, p *binder.Bound, st *probe.Status) {
 	one.InImage, one.Comm, one.Offset = true, p.Spec.Comm, p.Place.Offset
 	one.Address = uint64(st.At)
-	one.Processes, one.Touched, one.Missed, one.MissedWhy = uint32(st.Members), uint32(st.Armed), st.Missed, text(st.MissedWhy)
+	one.Processes, one.Touched, one.Missed, one.MissedWhy = uint32(st.Members), uint32(st.Armed), st.Missed, control.Text(st.MissedWhy)
 	if st.Members == 0 && p.Spec.PID != 0 && s.binder.Ended(ctx, p.Spec.PID) {
 		one.State, one.Detail = probe.Ended.String(), "its process has exited"
 	}

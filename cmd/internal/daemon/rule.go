@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors/binder"
 	"github.com/hprobe/hprobe/detectors/condition"
@@ -62,5 +63,5 @@ func matches(p *condition.Program) *controlapi.Matches {
 }
 
 func matchesOf(s *condition.Stats) *controlapi.Matches {
-	return &controlapi.Matches{Matched: s.Matched, Acted: s.Acted, Errors: s.Errors, LastError: text(s.LastError), Keys: uint64(s.Keys), Dropped: s.Dropped}
+	return &controlapi.Matches{Matched: s.Matched, Acted: s.Acted, Errors: s.Errors, LastError: control.Text(s.LastError), Keys: uint64(s.Keys), Dropped: s.Dropped}
 }

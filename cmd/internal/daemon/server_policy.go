@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors/policy"
 )
@@ -106,7 +107,7 @@ func (g *guest) describePolicy(ctx context.Context, a *applied) (*controlapi.Pol
 	case r == nil || r.of != a: // the worker did not come to it yet
 		r, out.State = nil, "new"
 	default:
-		out.State, out.Detail = r.state, text(r.detail)
+		out.State, out.Detail = r.state, control.Text(r.detail)
 	}
 	g.mu.Unlock()
 	if r == nil {

@@ -63,7 +63,7 @@ func (d *Daemon) start(ctx context.Context, g *guest, info xenevents.DomainInfo)
 			err = errors.Join(err, dom.Close())
 		}
 	}()
-	if err := refuse(ctx, dom); err != nil {
+	if err := xenevents.Refuse(ctx, dom); err != nil {
 		return nil, err
 	}
 	kernel, profile, err := d.findKernel(ctx, dom, &info)
@@ -141,24 +141,6 @@ func (s *session) ended() bool {
 
 // leaving says whether an error is that the session has ended, or is just about to.
 func (s *session) leaving(err error) bool { return s.ended() || errors.Is(err, xenevents.ErrClosed) }
-
-// refuse says why a domain must not be attached to, if that is so.
-func refuse(ctx context.Context, dom xenevents.Domain) error {
-	p, ok := dom.(xenevents.Prober)
-	if !ok {
-		return nil
-	}
-	features, err := p.Features(ctx)
-	if err != nil {
-		return err
-	}
-	for i := range features {
-		if f := &features[i]; f.Blocks() {
-			return &xenevents.UnsupportedError{Feature: "watching this domain", Need: fmt.Sprintf("%s: %v. %s", f.Title, f.Answer, f.Fix)}
-		}
-	}
-	return nil
-}
 
 // findKernel finds the guest's kernel by the profile of it.
 func (d *Daemon) findKernel(ctx context.Context, dom xenevents.Domain, info *xenevents.DomainInfo) (*guestos.Kernel, *store.Found, error) {

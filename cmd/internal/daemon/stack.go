@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 )
@@ -33,12 +34,12 @@ func (s stacks) show(h detectors.Hit, m *controlapi.Hit) {
 	stack := h.Stack(s.kernel, s.user)
 	add := func(all []detectors.Frame, user bool) {
 		for _, f := range all {
-			m.Stack = append(m.Stack, &controlapi.Frame{Address: uint64(f.At), Text: text(f.Text), User: user})
+			m.Stack = append(m.Stack, &controlapi.Frame{Address: uint64(f.At), Text: control.Text(f.Text), User: user})
 		}
 	}
 	add(stack.Kernel, false)
 	add(stack.User, true)
 	if stack.Err != nil {
-		m.StackError = text(stack.Err.Error())
+		m.StackError = control.Text(stack.Err.Error())
 	}
 }

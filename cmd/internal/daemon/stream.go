@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/xenevents"
@@ -83,7 +84,7 @@ func (s *server) Findings(r *controlapi.FindingsRequest, out grpc.ServerStreamin
 		if domain != "" && f.Domain != domain {
 			return nil
 		}
-		m := finding(f)
+		m := control.FindingMessage(f)
 		m.Lost = lost
 		return out.Send(&controlapi.FindingsResponse{Finding: m})
 	}

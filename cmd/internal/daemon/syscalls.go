@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
@@ -137,7 +138,7 @@ func (t *callTracer) report(b *binding, domain string, byID map[probe.ID]*probe.
 		one.Detail = fmt.Sprintf("%d of %d places are not armed: %s", len(out), len(b.Probes), strings.Join(out[:min(len(out), 3)], ", "))
 	}
 	if t.last != nil {
-		one.Detail = strings.TrimPrefix(one.Detail+fmt.Sprintf("; hits that could not be looked at: %d, the last: %s", t.unread, text(t.last.Error())), "; ")
+		one.Detail = strings.TrimPrefix(one.Detail+fmt.Sprintf("; hits that could not be looked at: %d, the last: %s", t.unread, control.Text(t.last.Error())), "; ")
 	}
 	if t.rule != nil {
 		one.Rule, one.Matches = t.rule, matches(t.program)

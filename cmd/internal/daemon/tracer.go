@@ -3,6 +3,7 @@ package daemon
 import (
 	"time"
 
+	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors"
 	"github.com/hprobe/hprobe/detectors/binder"
@@ -55,9 +56,9 @@ func (t *tracer) hit(h detectors.Hit) detectors.Outcome {
 }
 
 func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition.Value) {
-	m := &controlapi.Hit{TimeUnixNano: time.Now().UnixNano(), Domain: t.domain, Probe: t.id, At: t.at, Seq: h.Seq(), Vcpu: uint32(h.VCPU()), Count: r.Count, Action: text(r.Done)}
+	m := &controlapi.Hit{TimeUnixNano: time.Now().UnixNano(), Domain: t.domain, Probe: t.id, At: t.at, Seq: h.Seq(), Vcpu: uint32(h.VCPU()), Count: r.Count, Action: control.Text(r.Done)}
 	if p, ok := h.Process(); ok {
-		m.Process = processMessage(&p)
+		m.Process = control.ProcessMessage(&p)
 	}
 	if ret, ok := h.Return(); ok {
 		m.Returned, m.Value, m.Ticks = true, ret.Value, ret.Ticks
@@ -79,7 +80,7 @@ func (t *tracer) emit(h detectors.Hit, r *condition.Result, captured []condition
 func argument(v *condition.Value) *controlapi.Argument {
 	arg := &controlapi.Argument{Name: v.Name, Type: v.Type, Value: v.Number, Text: v.Text}
 	if v.Err != nil {
-		arg.Error = text(v.Err.Error())
+		arg.Error = control.Text(v.Err.Error())
 	}
 	return arg
 }

@@ -165,15 +165,36 @@ func status(json JSON) *cobra.Command {
 }
 
 // open makes a copy with the files that the command line names.
-func open(cmd *cobra.Command, cfg lab.Config, host, guest []string) (*lab.Host, error) {
-	var files []lab.File
-	for _, f := range host {
-		files = append(files, lab.File{Name: filepath.Base(f), Source: f})
-	}
+func open(cmd *cobra.Command, cfg lab.Config, files []lab.File, guest []string) (*lab.Host, error) {
 	for _, f := range guest {
 		files = append(files, lab.File{Name: filepath.Base(f), Source: f, Guest: true})
 	}
 	return lab.Open(cmd.Context(), cfg, lab.Options{Progress: progress(cmd.ErrOrStderr())}, files...)
+}
+
+// Copies makes copies of a host, for other commands than those here.
+type Copies struct {
+	Config *lab.Config
+	guest  *[]string
+}
+
+// CopyFlags adds the flags that say which host, and what is to be in its guest, to a
+// command that has its Args.
+func CopyFlags(c *cobra.Command) *Copies {
+	return &Copies{Config: flags(c), guest: c.Flags().StringSlice("put-guest", nil, "`FILE` to put into /payload of the guest; again for more")}
+}
+
+// Open makes a copy with files in dom0. The caller closes it.
+func (c *Copies) Open(cmd *cobra.Command, files ...lab.File) (*lab.Host, error) {
+	return open(cmd, *c.Config, files, *c.guest)
+}
+
+// named are files by their paths, for dom0.
+func named(paths []string) (files []lab.File) {
+	for _, f := range paths {
+		files = append(files, lab.File{Name: filepath.Base(f), Source: f})
+	}
+	return files
 }
 
 func fileFlags(c *cobra.Command) (host, guest *[]string) {
@@ -207,7 +228,7 @@ func execIn(use, where string, json JSON, run func(*lab.Host, context.Context, s
 	cfg := flags(c)
 	host, guest := fileFlags(c)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		h, err := open(cmd, *cfg, *host, *guest)
+		h, err := open(cmd, *cfg, named(*host), *guest)
 		if err != nil {
 			return err
 		}
@@ -229,7 +250,7 @@ func copyShell() *cobra.Command {
 	cfg := flags(c)
 	host, guest := fileFlags(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		h, err := open(cmd, *cfg, *host, *guest)
+		h, err := open(cmd, *cfg, named(*host), *guest)
 		if err != nil {
 			return err
 		}
