@@ -86,6 +86,7 @@ keep it as you would keep a dump.`,
 				}
 				done, err := r.Record(ctx, dom, kernel)
 				if err = errors.Join(err, file.Close()); err != nil {
+					err = errors.Join(err, os.Remove(to)) // it is none
 					return fmt.Errorf("domain %d: %w", info.ID, err)
 				}
 				return a.showRecorded(&recordLine{to, info.Name, time.Since(began).Seconds(), done.Events, done.Findings, done.Early})

@@ -37,8 +37,14 @@ func ReadFindings(from io.Reader) (all []*controlapi.Finding, err error) {
 	return all, lines.Err()
 }
 
-// line is what of a finding is compared: all but the time, the guest, and the numbers of
-// vCPUs and processes, which are others in each run.
+// address says whether a value may be one: of the kernel, or where Linux has programs
+// that can be anywhere, their libraries and stacks. Small negative numbers are none.
+func address(v uint64) bool {
+	return v >= 0xffff_8000_0000_0000 && v < ^uint64(0)-0xffff || v >= 0x5500_0000_0000 && v < 0x8000_0000_0000
+}
+
+// line is what of a finding is compared: all but the time, the guest, the numbers of vCPUs
+// and processes, and addresses, which are others in each run.
 func line(f *controlapi.Finding) string {
 	what := "reported"
 	if f.GetBlocked() {
@@ -56,7 +62,11 @@ func line(f *controlapi.Finding) string {
 		text += fmt.Sprintf(" %q", tags)
 	}
 	for _, fact := range f.GetFacts() {
-		text += fmt.Sprintf(" %s=%#x", fact.GetName(), fact.GetValue())
+		if v := fact.GetValue(); address(v) {
+			text += fmt.Sprintf(" %s=…", fact.GetName())
+		} else {
+			text += fmt.Sprintf(" %s=%#x", fact.GetName(), v)
+		}
 	}
 	return text
 }

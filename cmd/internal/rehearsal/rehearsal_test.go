@@ -202,6 +202,12 @@ func finding(message string) *controlapi.Finding {
 	return control.FindingMessage(&detectors.Finding{Time: time.Now(), Domain: "d", Detector: "policy/p", Probe: "at", Message: message, Process: &detectors.Process{PID: 7, Comm: "a\x1b[2Jb"}})
 }
 
+func fact(message string, v uint64) *controlapi.Finding {
+	f := finding(message)
+	f.Facts = []*controlapi.Fact{{Name: "n", Value: v}}
+	return f
+}
+
 // TestCompare: what differs is named, and what differs in each run is not.
 func TestCompare(t *testing.T) {
 	a, b, c := finding("a"), finding("b"), finding("c")
@@ -228,6 +234,9 @@ func TestCompare(t *testing.T) {
 		{of(a), of(blocked), `-a"+a"`},
 		{of(a, a, a, a, b), of(a, a, a, a), ` a" a"-b"`},
 		{nil, of(a), `+a"`},
+		{of(fact("a", 0xffff_8881_0000_0000)), of(fact("a", 0xffff_8882_0000_0000)), ""},
+		{of(fact("a", 0x7ffc_0000_0000)), of(fact("a", 0x7ffd_0000_0000)), ""},
+		{of(fact("a", ^uint64(99))), of(fact("a", ^uint64(98))), `-9c+9d`},
 	} {
 		diff := Compare(x.want, x.got)
 		if marks(diff) != x.diff || strings.Contains(diff, "\x1b") {
