@@ -23,6 +23,7 @@ import (
 	"github.com/hprobe/hprobe/profiles/isf"
 	"github.com/hprobe/hprobe/xenevents"
 	"github.com/hprobe/hprobe/xenevents/drivers"
+	"github.com/hprobe/hprobe/xenevents/replay"
 )
 
 // The exit statuses.
@@ -85,6 +86,7 @@ func message(err error) string {
 func exitStatus(err error) int {
 	var lab *labcli.ExitError
 	var partial *guestos.PartialError
+	var missing *replay.MissingError
 	switch {
 	case errors.As(err, &lab):
 		return lab.Status
@@ -92,7 +94,7 @@ func exitStatus(err error) int {
 		return exitUsage
 	case errors.Is(err, control.ErrNoDaemon):
 		return exitNoDaemon
-	case errors.As(err, &partial):
+	case errors.As(err, &partial), errors.As(err, &missing):
 		return exitPartial
 	case errors.Is(err, xenevents.ErrNoDomain), errors.Is(err, image.ErrNoSymbol), errors.Is(err, image.ErrNoLine), errors.Is(err, guestos.ErrAbsent), status.Code(err) == codes.NotFound:
 		return exitNotFound

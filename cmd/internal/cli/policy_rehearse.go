@@ -37,8 +37,9 @@ func (a *app) policyTest() *cobra.Command {
 		Use: "test FILE {--recording FILE | --lab --run COMMAND}", Short: "Try policies on a recording or in the lab, and compare what they find", Args: exactly("FILE"),
 		Long: `test runs the policies of a file, prints their findings as hprobe findings does, and
 with --expect compares them with those of a file that it or hprobe findings -o json
-wrote. The time, the guest, the numbers of vCPUs and processes, and addresses in
-facts are not compared. --update writes the file. The exit status is 1 if the findings are others.
+wrote; --update writes it. The time, the guest, the numbers of vCPUs and processes,
+and addresses in facts are not compared. The exit status is 1 if the findings are
+others.
 
 With --recording it plays a file of hprobe record, on any machine that has the profile
 of the guest's kernel in a folder --profiles. The guest is as it was: what a policy
@@ -111,6 +112,9 @@ func play(ctx context.Context, file string, from *store.Store, all []*policy.Pol
 	}
 	played, err := rehearsal.Play(ctx, rec, profile, all)
 	if err != nil {
+		if missing := (*replay.MissingError)(nil); errors.As(err, &missing) {
+			err = fmt.Errorf("%w: record again, with this policy", err)
+		}
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return played, nil
