@@ -136,17 +136,30 @@ func TestPolicyInLab(t *testing.T) {
 		t.Skip("boots a Xen host in software: not with -short")
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"hprobe", "hprobed"} { // beside each other
-		if err := os.Symlink(lab.GoBinary(t, module+"cmd/"+name), filepath.Join(dir, name)); err != nil {
+	copied := func(from string, err error, name string) {
+		t.Helper()
+		var b []byte
+		if err == nil {
+			b, err = os.ReadFile(from)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), b, 0o700)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
+	for _, name := range []string{"hprobe", "hprobed"} { // beside each other
+		built, err := lab.BuildGo(t.Context(), module+"cmd/"+name)
+		copied(built, err, name)
+	}
+	copied(program(t, "calls").Source, nil, "calls")
 	policy, expected := filepath.Join(dir, "p.yaml"), filepath.Join(dir, "expected.json")
 	if err := os.WriteFile(policy, []byte(recordedPolicies), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	test := func(work string, more ...string) (string, int) {
-		args := append([]string{"policy", "test", policy, "--lab", "--put-guest", program(t, "calls").Source, "--run", work, "--expect", expected}, more...)
+		args := append([]string{"policy", "test", policy, "--lab", "--put-guest", filepath.Join(dir, "calls"), "--run", work, "--expect", expected}, more...)
 		return run(t, filepath.Join(dir, "hprobe"), args...)
 	}
 	if out, status := test(recordedWork, "--update"); status != 0 || !strings.Contains(out, "calls 100 wrong 0") || !strings.Contains(out, "13 findings, kept in ") {

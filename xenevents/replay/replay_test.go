@@ -8,7 +8,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -379,10 +378,7 @@ func pack(t testing.TB, plain []byte) []byte {
 }
 
 // slow takes nothing until it may.
-type slow struct {
-	once sync.Once
-	may  chan struct{}
-}
+type slow struct{ may chan struct{} }
 
 func (s *slow) Write(p []byte) (int, error) {
 	if len(p) != magicSize {
