@@ -89,8 +89,7 @@ type counter struct{ n atomic.Uint64 }
 func (c *counter) Emit(*detectors.Finding) { c.n.Add(1) }
 
 // wide is a policy that reads more at its hits than it needs, so that it can be changed
-// later: who runs, where the call returns to, and what its arguments may point to. It
-// changes nothing.
+// later: who runs, where the call returns to, and what its arguments may point to.
 type wide struct{ *policy.Detector }
 
 func wider(d *policy.Detector) detectors.Detector { return wide{d} }
@@ -103,7 +102,7 @@ func (w wide) Probes() []detectors.ProbeSpec {
 		all[i].Handle = func(h detectors.Hit) detectors.Outcome {
 			out := handle(h)
 			lookAround(h)
-			return detectors.Outcome{Finding: out.Finding}
+			return out
 		}
 	}
 	return all

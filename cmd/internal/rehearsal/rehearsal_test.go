@@ -49,7 +49,9 @@ func record(t testing.TB, spec string) (Recorded, []byte) {
 	defer stop()
 	r := Recorder{Policies: policies(t, spec), To: &file, Log: slog.New(slog.DiscardHandler), Armed: func() {
 		for i := range 3 {
-			g.Call("cat", "vfs_open", "/etc/shadow", uint64(i))
+			if got := g.Call("cat", "vfs_open", "/etc/shadow", uint64(i)); got != 0 {
+				t.Errorf("what is recorded is refused: %#x", got)
+			}
 			g.Call("ls", "vfs_open", "/tmp", 0)
 			g.Call("rm", "vfs_unlink", "/etc/shadow", 0)
 		}
@@ -91,6 +93,9 @@ func TestPlay(t *testing.T) {
 	done, file := record(t, opens)
 	if done.Findings != 3 || done.Events != 6 || done.Early != "" {
 		t.Errorf("%+v", done)
+	}
+	if again, _ := record(t, "  mode: enforce\n"+strings.Replace(opens, "then: {", "then: {deny: EPERM, ", 1)); again != done {
+		t.Errorf("%+v", again)
 	}
 	p := play(t, file, opens)
 	if got := said(p.Findings); got != strings.Repeat("high false \"cat\" opens \"/etc/shadow\"\n", 3) || p.Stats.Missing+p.Stats.Older+p.Stats.Unwanted != 0 || len(p.Unrecorded) != 0 {

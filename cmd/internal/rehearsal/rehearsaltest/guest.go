@@ -89,15 +89,18 @@ func (g *Guest) Open() xenevents.Domain {
 	return dom
 }
 
-// Call has a process of the guest call a function with a file's name and flags.
-func (g *Guest) Call(comm, function, name string, flags uint64) {
+// Call has a process of the guest call a function with a file's name and flags, and returns
+// what that returns: 0, if nobody refuses it.
+func (g *Guest) Call(comm, function, name string, flags uint64) (result uint64) {
 	g.t.Helper()
 	g.Sim.Poke(g.task, append(binary.LittleEndian.AppendUint64(nil, 6|6<<32), append([]byte(comm), 0)...))
 	g.Sim.Poke(g.name, append([]byte(name), 0))
-	g.Sim.VCPU(0).Run(sim.Call(textAt+xenevents.GVA(functions[function]), nameAt, flags))
+	g.Sim.VCPU(0).Set(func(r *xenevents.Registers) { r.RAX = 0 })
+	g.Sim.VCPU(0).Run(sim.Call(textAt+xenevents.GVA(functions[function]), nameAt, flags), sim.See(func(r xenevents.Registers) { result = r.RAX }))
 	ctx, cancel := context.WithTimeout(g.t.Context(), 20*time.Second)
 	defer cancel()
 	if err := g.Sim.VCPU(0).Wait(ctx); err != nil {
 		g.t.Fatal(err)
 	}
+	return result
 }
