@@ -1,0 +1,4 @@
+package replay
+
+// ReadPlain reads a recording that is not packed.
+var ReadPlain = read
