@@ -8,7 +8,7 @@ export CGO_ENABLED ?= 0
 # many copies of a host at a time as there are cores.
 LAB_TESTS := ./test/lab/... ./test/xen/...
 UNIT_TESTS = $(shell $(GO) list ./... | grep -v -e /test/lab -e /test/xen)
-FUZZ_TIME ?= 5s
+FUZZ_TIME ?= 3s
 # The driver over LibVMI is built in where LibVMI's headers are, and then the binaries
 # are not static: CGO_ENABLED=1.
 LIBVMI := $(shell pkg-config --exists libvmi 2> /dev/null && echo 1)
@@ -52,7 +52,7 @@ lint: ## gofmt, vet, staticcheck, the shape of the house
 	$(GO) tool -modfile=test/tools/go.mod staticcheck ./...
 	cd cmd/internal/controlapi/proto && $(GO) tool -modfile=../../../../test/tools/buf/go.mod buf lint
 
-fuzz: ## Fuzz each parser for FUZZ_TIME (5s)
+fuzz: ## Fuzz each parser for FUZZ_TIME (3s)
 	test/fuzz.sh $(FUZZ_TIME)
 
 lab-test: ## The tests on real Xen, each in its own copy of a host (DRIVER=libvmi: with that driver)
