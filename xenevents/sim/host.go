@@ -64,6 +64,16 @@ func (h *Host) Remove(g *Guest) {
 	h.tell()
 }
 
+// Rename gives a guest another name.
+func (h *Host) Rename(g *Guest, name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g.mu.Lock()
+	g.config.Name = name
+	g.mu.Unlock()
+	h.tell()
+}
+
 // tell wakes those who watch. With mu held.
 func (h *Host) tell() {
 	for c := range h.watchers {

@@ -405,6 +405,45 @@ func TestOneGuestHoldsUpNoOther(t *testing.T) {
 	}
 }
 
+// TestCommandEndsWithTheDaemon: one that seeks a profile gives up when hprobed ends.
+func TestCommandEndsWithTheDaemon(t *testing.T) {
+	r := newRig(t, Options{})
+	simGuest(r.host, 1, "slow")
+	seeking := make(chan struct{}, 1)
+	find := func(ctx context.Context, _ *xenevents.DomainInfo) error {
+		seeking <- struct{}{}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	r.find.Store(&find)
+	added := make(chan error, 1)
+	go func() {
+		_, err := r.AddProbe(context.Background(), &controlapi.AddProbeRequest{Domain: "slow", At: "vfs_stat"})
+		added <- err
+	}()
+	<-seeking
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if err := <-added; err == nil || !strings.Contains(err.Error(), errEnding.Error()) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestRenamedGuest: policies go by the name that a guest has now.
+func TestRenamedGuest(t *testing.T) {
+	r := newRig(t, Options{})
+	g, v := simGuest(r.host, 1, "a")
+	r.mustApply(shadow("shadow", "[b]", ""))
+	if rax := r.call(v, nameAt, 0); rax != 0x77 {
+		t.Errorf("%#x", rax)
+	}
+	r.host.Rename(g, "b")
+	r.until("armed", func() bool { return slices.Equal(r.states("shadow"), []string{"b=armed"}) })
+	r.host.Rename(g, "c")
+	r.until("left", func() bool { return r.states("shadow") == nil && r.d.known()[0].current() == nil })
+}
+
 // TestTriedAgain: what could not be armed for a reason that goes away is armed later, by itself.
 func TestTriedAgain(t *testing.T) {
 	r := newRig(t, Options{})
