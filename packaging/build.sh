@@ -8,13 +8,15 @@ cd "$(dirname "$0")/.."
 dist=$(realpath -m "${1:-dist}")
 go=${GO:-go}
 export CGO_ENABLED=0 GOOS=linux GOARCH=amd64
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+# Of sources without git (an archive) nobody knows which commit they are of.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2> /dev/null || echo 0)}
 export SOURCE_DATE_EPOCH
 
 # v1.2.3-4-gabc, as git describes a commit after a tag, is 1.2.3+4.gabc; without a tag
 # it is older than any release.
-described=$(git describe --tags --always --dirty)
+described=$(git describe --tags --always --dirty 2> /dev/null || echo unknown)
 case $described in
+unknown) version=0~unknown ;;
 v[0-9]*) version=${described#v} version=${version/-/+} version=${version//-/.} ;;
 *) version=0~git$(TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S --format=%cd).${described//-/.} ;;
 esac
