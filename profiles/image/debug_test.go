@@ -314,7 +314,7 @@ int main(int argc, char **argv) { a::S s{1}; b::D d; Method m{2}; return b::both
 	}
 	path := filepath.Join(dir, "cc")
 	if out, err := exec.Command("g++", "-O1", "-g", "-o", path, source).CombinedOutput(); err != nil {
-		t.Skipf("no compiler of C++: %v: %s", err, out)
+		t.Fatalf("g++ (make packages installs it): %v: %s", err, out)
 	}
 	f := opened(t, path)
 	for name, want := range map[string]string{

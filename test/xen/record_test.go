@@ -132,9 +132,6 @@ func run(t *testing.T, program string, args ...string) (out string, status int) 
 // compares what is found there.
 func TestPolicyInLab(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("boots a Xen host in software: not with -short")
-	}
 	dir := t.TempDir()
 	copied := func(from string, err error, name string) {
 		t.Helper()
