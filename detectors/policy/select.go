@@ -23,7 +23,7 @@ func (p *Policy) Selects(g Guest) bool {
 			return false
 		}
 	}
-	return (g.OS == "" || g.OS == p.OS()) && d.named(g)
+	return (g.OS == "" || g.OS == p.OS()) && d.Named(g)
 }
 
 // OS is the system of the guests that it is for.
@@ -34,7 +34,8 @@ func (p *Policy) OS() string {
 	return "linux"
 }
 
-func (d *Domains) named(g Guest) bool {
+// Named says whether the patterns of names choose a guest, by its name or UUID.
+func (d *Domains) Named(g Guest) bool {
 	in, wanted := false, false
 	for _, pattern := range d.Names {
 		pattern, not := strings.CutPrefix(pattern, "!")

@@ -397,13 +397,15 @@ func (x *Policy) GetGuests() []*PolicyGuest {
 
 // PolicyGuest is a policy in one guest that it selects.
 type PolicyGuest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
-	DomainId      uint32                 `protobuf:"varint,2,opt,name=domain_id,json=domainId,proto3" json:"domain_id,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`   // armed, partly, waiting, failed, expired, needless, held
-	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"` // why
-	Findings      uint64                 `protobuf:"varint,5,opt,name=findings,proto3" json:"findings,omitempty"`
-	Probes        []*Probe               `protobuf:"bytes,6,rep,name=probes,proto3" json:"probes,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Domain   string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	DomainId uint32                 `protobuf:"varint,2,opt,name=domain_id,json=domainId,proto3" json:"domain_id,omitempty"`
+	// armed, partly, waiting, failed, expired, "no need", held, or "new" where hprobed did not
+	// come to it yet; where none of its probes is at work it is what they are: suspended
+	State         string   `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Detail        string   `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"` // why
+	Findings      uint64   `protobuf:"varint,5,opt,name=findings,proto3" json:"findings,omitempty"`
+	Probes        []*Probe `protobuf:"bytes,6,rep,name=probes,proto3" json:"probes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

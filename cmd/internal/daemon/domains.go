@@ -3,36 +3,19 @@ package daemon
 import (
 	"context"
 	"maps"
-	"path"
 	"slices"
-	"strings"
 
 	"github.com/hprobe/hprobe/cmd/internal/control"
 	"github.com/hprobe/hprobe/cmd/internal/controlapi"
 	"github.com/hprobe/hprobe/detectors/policy"
+	"github.com/hprobe/hprobe/xenevents"
 )
 
 // DomainRule says what holds for the guests of some names.
 type DomainRule struct {
-	// Names are patterns as of path.Match; one with "!" before it leaves guests out.
-	Names  []string
+	Names  []string          // patterns, as a policy has them
 	Labels map[string]string // that they have; a later rule's count
 	Ignore bool              // hprobed never attaches to them
-}
-
-func (r *DomainRule) matches(name string) bool {
-	any := false
-	for _, p := range r.Names {
-		pattern, not := strings.CutPrefix(p, "!")
-		if ok, err := path.Match(pattern, name); err != nil || !ok {
-			continue
-		}
-		if not {
-			return false
-		}
-		any = true
-	}
-	return any
 }
 
 // Configure takes what the configuration says, in place of what it said before.
@@ -50,12 +33,14 @@ func (d *Daemon) Configure(rules []DomainRule, read []*policy.Policy) error {
 }
 
 // ruled returns what the rules say of a guest.
-func (d *Daemon) ruled(name string) (labels map[string]string, ignore bool) {
+func (d *Daemon) ruled(info *xenevents.DomainInfo) (labels map[string]string, ignore bool) {
+	as := policy.Guest{Name: info.Name, UUID: info.UUIDString()}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	labels = map[string]string{}
 	for i := range d.rules {
-		if r := &d.rules[i]; r.matches(name) {
+		r := &d.rules[i]
+		if names := (policy.Domains{Names: r.Names}); names.Named(as) {
 			maps.Copy(labels, r.Labels)
 			ignore = r.Ignore
 		}
@@ -102,7 +87,7 @@ func (s *server) hold(ctx context.Context, name string, held bool) (*guest, erro
 func (g *guest) describe() *controlapi.Domain {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	labels, ignore := g.d.ruled(g.info.Name)
+	labels, ignore := g.d.ruled(&g.info)
 	out := &controlapi.Domain{Name: g.info.Name, Id: uint32(g.id), Uuid: g.info.UUIDString(), Labels: labels, State: "idle"}
 	for name, r := range g.rows {
 		if r.bound != nil {

@@ -109,7 +109,7 @@ func (g *guest) attach(ctx context.Context) (*session, error) {
 	info, held := g.info, g.held
 	g.trying = true
 	g.mu.Unlock()
-	_, ignore := g.d.ruled(info.Name)
+	_, ignore := g.d.ruled(&info)
 	var s *session
 	var err error
 	switch {

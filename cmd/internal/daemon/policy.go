@@ -90,13 +90,13 @@ func (p *policies) configure(all []*applied) {
 // The states of a policy in a guest.
 const (
 	stateArmed    = "armed"
-	stateWaiting  = "waiting"   // for the guest's kernel
-	stateFailed   = "failed"    // it is tried again where that may help
-	stateNeedless = "no need"   // the guest has what the policy stands in for
-	stateExpired  = "expired"   //
-	stateHeld     = "held"      // an operator wants the guest left alone
-	statePartly   = "partly"    // some of its probes see nothing now
-	stateOff      = "suspended" // all of them
+	stateWaiting  = "waiting" // for the guest's kernel
+	stateFailed   = "failed"  // it is tried again where that may help
+	stateNeedless = "no need" // the guest has what the policy stands in for
+	stateExpired  = "expired" // its last day is over
+	stateHeld     = "held"    // an operator wants the guest left alone
+	statePartly   = "partly"  // some of its probes see nothing now; of all, it has their state
+	stateNew      = "new"     // the guest's worker did not come to it yet
 )
 
 // row is how a policy fares in a guest. It is guarded by guest.mu.
@@ -114,7 +114,7 @@ const bootPause = 200 * time.Millisecond
 func (g *guest) reconcile(ctx context.Context) (again time.Duration) {
 	g.drop()
 	info := g.seen()
-	_, ignore := g.d.ruled(info.Name)
+	_, ignore := g.d.ruled(&info)
 	if info.Dying || info.Shutdown || ignore { // a suspended one may go on: then it has changed
 		g.note(nil)
 		if s := g.current(); s != nil && !ignore {
@@ -167,7 +167,7 @@ func (g *guest) wanted() (all []*applied) {
 // is attached to: hprobed knows Linux only.
 func (g *guest) selects(a *applied) bool {
 	info := g.seen()
-	labels, ignore := g.d.ruled(info.Name)
+	labels, ignore := g.d.ruled(&info)
 	return !ignore && a.Selects(policy.Guest{Name: info.Name, UUID: info.UUIDString(), OS: "linux", Labels: labels})
 }
 

@@ -105,7 +105,7 @@ func (g *guest) describePolicy(ctx context.Context, a *applied) (*controlapi.Pol
 	case g.info.Shutdown || g.info.Dying:
 		r, out.State, out.Detail = nil, stateWaiting, "the guest is suspended, or has shut down"
 	case r == nil || r.of != a: // the worker did not come to it yet
-		r, out.State = nil, "new"
+		r, out.State = nil, stateNew
 	default:
 		out.State, out.Detail = r.state, control.Text(r.detail)
 	}
