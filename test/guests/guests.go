@@ -8,7 +8,6 @@ import (
 	"embed"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,24 +38,6 @@ func Program(ctx context.Context, name string) (lab.File, error) {
 
 // Source is the source of a program of src, by its name without ".c".
 func Source(name string) ([]byte, error) { return sources.ReadFile("src/" + name + ".c") }
-
-// Module builds the module with the planted bug for a guest's Linux ("6.12"):
-// /payload/vuln.ko there.
-func Module(ctx context.Context, linux string, say func(string)) (lab.File, error) {
-	files := map[string][]byte{}
-	err := fs.WalkDir(sources, "module", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		files[d.Name()], err = sources.ReadFile(path)
-		return err
-	})
-	if err != nil {
-		return lab.File{}, err
-	}
-	path, err := lab.BuildModule(ctx, linux, "vuln", files, say)
-	return lab.File{Name: "vuln.ko", Source: path, Guest: true}, err
-}
 
 // Twin is the same module under another name, twin, with its own device: one that may
 // be loaded where the other one was. /payload/twin.ko there.

@@ -4,44 +4,24 @@ import (
 	"context"
 	"embed"
 	"fmt"
-	"path"
 
 	"github.com/hprobe/hprobe/test/lab"
 )
 
-//go:embed poke src/poke.c
+//go:embed src/poke.c poke/poke.h
 var pokeSources embed.FS
 
-// PokeModule builds the module that writes registers and memory, for a guest's Linux
-// ("6.12"): /payload/poke.ko there.
-func PokeModule(ctx context.Context, linux string, say func(string)) (lab.File, error) {
-	files, err := pokeFiles("poke/Kbuild", "poke/poke.c", "poke/poke.h")
-	if err != nil {
-		return lab.File{}, err
-	}
-	ko, err := lab.BuildModule(ctx, linux, "poke", files, say)
-	return lab.File{Name: "poke.ko", Source: ko, Guest: true}, err
-}
-
-// PokeProgram builds the program that has it do so, and more: /payload/poke there.
+// PokeProgram builds the program that has the module poke write, and does more: /payload/poke
+// in the guest.
 func PokeProgram(ctx context.Context) (lab.File, error) {
-	files, err := pokeFiles("src/poke.c", "poke/poke.h")
-	if err != nil {
-		return lab.File{}, err
+	files := map[string][]byte{}
+	for name, at := range map[string]string{"poke.c": "src/poke.c", "poke.h": "poke/poke.h"} {
+		content, err := pokeSources.ReadFile(at)
+		if err != nil {
+			return lab.File{}, fmt.Errorf("test/guests: %w", err)
+		}
+		files[name] = content
 	}
 	program, err := lab.BuildProgram(ctx, "poke", files)
 	return lab.File{Name: "poke", Source: program, Guest: true}, err
-}
-
-// pokeFiles are sources by their names without folder.
-func pokeFiles(names ...string) (map[string][]byte, error) {
-	files := map[string][]byte{}
-	for _, name := range names {
-		content, err := pokeSources.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("test/guests: %w", err)
-		}
-		files[path.Base(name)] = content
-	}
-	return files, nil
 }
