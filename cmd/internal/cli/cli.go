@@ -118,6 +118,7 @@ memory; it can measure that a probed function takes longer.
   hprobe trace                               every hit, live
   hprobe ps guest                            what runs in it; maps, files, modules, dmesg
   hprobe stopgap add vmsplice --domain guest --fix
+  hprobe policy apply web.yaml               what files say, in guests now and later
 
 ` + exitHelp,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String(),

@@ -36,14 +36,18 @@ takes its place.
 apply waits until each guest that runs now has what it can have, and says how that
 went. The exit status is 1 if a policy could not be armed in one of them.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			texts := make([]string, len(args)) // before anything is applied
+			for i, file := range args {
+				text, err := readPolicyFile(cmd.InOrStdin(), file)
+				if err != nil {
+					return err
+				}
+				texts[i] = string(text)
+			}
 			return a.withDaemon(cmd.Context(), func(c *control.Client) error {
 				var names []string
-				for _, file := range args {
-					text, err := readPolicyFile(cmd.InOrStdin(), file)
-					if err != nil {
-						return err
-					}
-					r, err := c.ApplyPolicy(cmd.Context(), &controlapi.ApplyPolicyRequest{File: file, Document: string(text)})
+				for i, file := range args {
+					r, err := c.ApplyPolicy(cmd.Context(), &controlapi.ApplyPolicyRequest{File: file, Document: texts[i]})
 					if err != nil {
 						return err
 					}

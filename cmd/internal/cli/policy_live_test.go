@@ -112,6 +112,10 @@ func TestLivePolicies(t *testing.T) {
 		}
 		harmless(t, c.args, strings.ReplaceAll(out+errs, "\t", " "))
 	}
+	// A file that is not there is told of before hprobed is asked.
+	if code, _, errs := run("policy", "apply", "--socket", filepath.Join(t.TempDir(), "none"), file("lonely"), "/nonexistent"); code != 2 || !strings.Contains(errs, "/nonexistent") {
+		t.Errorf("%d, %q", code, errs)
+	}
 	// It waits for guests that hprobed has not come to yet.
 	h.asked, h.settles = nil, true
 	if code, out, _ := run("policy", "apply", "--socket", socket, file("late")); code != 0 || !strings.Contains(out, ": armed") || len(h.asked) < 4 {

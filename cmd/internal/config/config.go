@@ -63,6 +63,7 @@ type Config struct {
 	Verbose bool `yaml:"verbose"`
 
 	file string
+	line int // of policies
 	// Read are the policies that Policies and Stock name.
 	Read []*policy.Policy `yaml:"-"`
 }
@@ -131,6 +132,7 @@ func Parse(file string, data []byte) (*Config, error) {
 	if err := yaml.Load(data, c, yaml.WithKnownFields()); err != nil {
 		return nil, &Error{file, c.explain(syntaxLines(err))}
 	}
+	c.line = lineOfKey(&doc, "policies")
 	if lines := c.check(&doc); lines != nil {
 		return nil, &Error{file, lines}
 	}
@@ -315,7 +317,7 @@ func (c *Config) policyFiles(p string) ([]string, error) {
 	info, err := os.Stat(p)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("policies: %w", err)
+		return nil, &Error{c.file, []string{fmt.Sprintf("%d: policies: %v: make it, or take it out", c.line, err)}}
 	case !info.IsDir():
 		return []string{p}, nil
 	}

@@ -131,7 +131,7 @@ func TestWrong(t *testing.T) {
 		"metrics":         {"metrics: {listen: '0.0.0.0:80'}\n", `:1: metrics: listen: "0.0.0.0:80" is not of this host alone`},
 		"audit":           {"audit: {path: x}\n", `:1: audit: path: "x" is not the whole path`},
 		"several":         {"driver: x\nsocket: y\n", ":2: socket"},
-		"no such policy":  {"policies: [none.yaml]\n", "policies: stat"},
+		"no such policy":  {"poll: 1\npolicies: [none.yaml]\n", ":2: policies: stat"},
 		"wrong policy":    {"policies: [bad.yaml]\n", "bad.yaml:2:7: kind"},
 		"the same policy": {"policies: [good.yaml, same.yaml]\n", "policy one is in"},
 	} {
